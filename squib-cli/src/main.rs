@@ -1,0 +1,2 @@
+//! The `squib` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Stage 2: intermediate physical address to host memory, with permissions.
