@@ -1,0 +1,115 @@
+//! The one error type of this crate. Every message says what went wrong and, where there is one, what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use applevisor::prelude::HypervisorError;
+
+/// What can go wrong between a configuration and a running guest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The hypervisor refused a call.
+    #[error("the hypervisor refused to {action}: {source}{}", hint(source))]
+    Hypervisor {
+        /// What was attempted, as the rest of the sentence "refused to ...".
+        action: String,
+        /// The framework's code.
+        source: HypervisorError,
+    },
+    /// A file could not be opened, read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An operating-system call failed.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was attempted.
+        action: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The machine as configured cannot be built.
+    #[error("{0}")]
+    Config(String),
+    /// The kernel file is not one this loader can start.
+    #[error("cannot boot {}: {reason}", path.display())]
+    Kernel {
+        /// The kernel file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The device tree could not be built.
+    #[error("cannot build the device tree: {0}")]
+    Fdt(String),
+    /// Guest memory was asked for outside the guest's RAM.
+    #[error("{what}: {len} bytes at {address:#x} are not inside guest RAM")]
+    GuestMemory {
+        /// Who asked.
+        what: &'static str,
+        /// Guest physical address.
+        address: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// A saved device's state cannot be taken over.
+    #[error("the saved state of {device} cannot be restored: {reason}")]
+    DeviceState {
+        /// The device.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The snapshot is sound, but this host cannot honour it.
+    #[error("this snapshot cannot be restored here: {0}")]
+    Incompatible(String),
+    /// The operation does not fit the machine's present state.
+    #[error("{0}")]
+    State(String),
+    /// Only the software stand-in can do this.
+    #[error("{0} needs the software stand-in: Hypervisor.framework has no such control")]
+    StandInOnly(&'static str),
+    /// The vCPUs did not stop in time.
+    #[error("vCPU {vcpu} did not stop within {seconds} s")]
+    PauseTimeout {
+        /// Index of the vCPU.
+        vcpu: usize,
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+/// Shorthand.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn hint(source: &HypervisorError) -> &'static str {
+    match source {
+        HypervisorError::Denied => {
+            " (sign the program with the com.apple.security.hypervisor entitlement: see the README's page on signing)"
+        }
+        HypervisorError::Busy => " (one process can hold one virtual machine: is another one alive in this process?)",
+        HypervisorError::Unsupported => " (this Mac or this macOS version does not offer it; squib needs macOS 15)",
+        HypervisorError::NoDevice => " (no virtual machine exists in this process)",
+        _ => "",
+    }
+}
+
+/// Turns a framework result into ours, with the attempted action.
+#[allow(dead_code)] // the first callers come with the vCPUs
+pub(crate) trait HvContext<T> {
+    /// `action` completes "the hypervisor refused to ...".
+    fn hv(self, action: impl Into<String>) -> Result<T>;
+}
+
+impl<T> HvContext<T> for Result<T, HypervisorError> {
+    fn hv(self, action: impl Into<String>) -> Result<T> {
+        self.map_err(|source| Error::Hypervisor { action: action.into(), source })
+    }
+}
