@@ -64,8 +64,8 @@ fetch_busybox() {
     rm -rf "$work"
 }
 
-# The package that holds the kernel itself: the metapackage's dependencies are followed until one is not a metapackage.
-kernel_package() { # kernel_package SUITE FLAVOUR
+# The packages that hold the kernel and its modules: dependencies of the metapackage are followed to the last of that name.
+kernel_packages() { # kernel_packages SUITE FLAVOUR
     case $2 in cloud) pattern='cloud-arm64' meta=linux-image-cloud-arm64 ;; generic) pattern='arm64' meta=linux-image-arm64 ;; esac
     next=$meta
     while [ -n "$next" ]; do
@@ -75,6 +75,7 @@ kernel_package() { # kernel_package SUITE FLAVOUR
     done
     [ "$found" != "$meta" ] || die "Debian $1 offers no package that $meta depends on"
     printf '%s\n' "$found"
+    case $found in linux-binary-*) printf 'linux-modules-%s\n' "${found#linux-binary-}" ;; esac
 }
 
 kernel_depends() {
@@ -90,7 +91,7 @@ fetch_kernel() { # fetch_kernel SUITE FLAVOUR
     [ ! -s "$into/Image" ] || [ -n "$user_kernel" ] || return 0
     work=$cache/work/$1-$2
     rm -rf "$work" "$into.new"
-    mkdir -p "$cache/work" "$into.new/modules"
+    mkdir -p "$work" "$into.new/modules"
     if [ -n "$user_kernel" ]; then
         [ -r "$user_kernel" ] || die "SQUIB_GUEST_KERNEL: cannot read $user_kernel"
         case $user_kernel in
@@ -99,19 +100,19 @@ fetch_kernel() { # fetch_kernel SUITE FLAVOUR
         esac
     elif on_debian; then
         apt_tree "$1" fetch
-        apt_unpack "$(kernel_package "$1" "$2")" "$work"
+        for package in $(kernel_packages "$1" "$2"); do apt_unpack "$package" "$work/$package"; done
     elif [ -n "${SQUIB_DEBIAN_MIRROR:-}" ]; then
-        from_mirror "$1" "$(kernel_package "$1" "$2")" "$work"
+        for package in $(kernel_packages "$1" "$2"); do from_mirror "$1" "$package" "$work/$package"; done
     else
         no_source
     fi
-    image=$(find "$work/tree" -type f -name 'vmlinuz*' | head -n1)
+    image=$(find "$work" -type f -name 'vmlinuz*' | head -n1)
     [ -n "$image" ] || die "no kernel in the package for $1-$2"
     mv "$image" "$into.new/Image"
     # What a disk root needs, in the order of insmod; what a kernel has built in is not there as a file.
     : >"$into.new/modules/order"
     for module in virtio_ring virtio virtio_mmio virtio_blk rng-core virtio-rng crc16 crc32c_generic libcrc32c mbcache jbd2 ext4; do
-        file=$(find "$work/tree" -name "$module.ko*" | head -n1)
+        file=$(find "$work" -name "$module.ko*" | head -n1)
         case $file in
         '') continue ;;
         *.xz) xz -dc "$file" >"$into.new/modules/$module.ko" ;;
