@@ -1,1 +1,24 @@
 //! Decoding of A64, and the handlers of everything but FP and AdvSIMD data processing.
+
+mod branch;
+mod crc;
+mod dp_immediate;
+mod dp_register;
+mod handler;
+
+use super::op::Decoded;
+use super::simd;
+use handler::bits;
+
+/// Decodes one instruction; `None` when it is unallocated, or belongs to a feature the ID registers do not announce.
+///
+/// Exception generation and system instructions are decoded by their own module.
+pub fn decode(insn: u32) -> Option<Decoded> {
+    match bits(insn, 28, 25) {
+        8 | 9 => dp_immediate::decode(insn),
+        10 | 11 => branch::decode(insn),
+        5 | 13 => dp_register::decode(insn),
+        7 | 15 => simd::decode(insn),
+        _ => None,
+    }
+}
