@@ -1,1 +1,420 @@
 //! Stage 2: intermediate physical address to host memory, with permissions.
+//!
+//! A two-level table of atomics. The first level covers 32 MiB an entry and holds either a block (contiguous host memory,
+//! one set of permissions) or a table of pages. Walks are lock-free and run on every TLB miss of every vCPU; changes are
+//! serialised by one lock and cost one store a page, or one a block. A table once made stays until the virtual machine
+//! ends, so a walk never meets freed memory.
+//!
+//! Changing the table does not reach the vCPUs' TLBs: [`Machine::flush_stage2`](crate::machine::Machine::flush_stage2)
+//! does, and whoever changes a mapping that was valid calls it before relying on the change.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+
+use crate::config::{Config, Granule, OverlappingMap};
+
+/// Stage-2 permissions of a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Perms(u8);
+
+impl Perms {
+    /// No access.
+    pub const NONE: Perms = Perms(0);
+    /// Loads.
+    pub const READ: Perms = Perms(1);
+    /// Stores.
+    pub const WRITE: Perms = Perms(2);
+    /// Instruction fetches.
+    pub const EXEC: Perms = Perms(4);
+
+    /// The permissions an `hv_memory_flags_t` asks for; `None` if it has other bits.
+    pub fn from_flags(flags: u64) -> Option<Perms> {
+        (flags <= 7).then_some(Perms(flags as u8))
+    }
+
+    /// Whether all of `other` is granted.
+    pub fn contains(self, other: Perms) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Loads are allowed.
+    pub fn readable(self) -> bool {
+        self.contains(Perms::READ)
+    }
+
+    /// Stores are allowed.
+    pub fn writable(self) -> bool {
+        self.contains(Perms::WRITE)
+    }
+
+    /// Instruction fetches are allowed.
+    pub fn executable(self) -> bool {
+        self.contains(Perms::EXEC)
+    }
+}
+
+impl std::ops::BitAnd for Perms {
+    type Output = Perms;
+
+    fn bitand(self, other: Perms) -> Perms {
+        Perms(self.0 & other.0)
+    }
+}
+
+impl std::ops::BitOr for Perms {
+    type Output = Perms;
+
+    fn bitor(self, other: Perms) -> Perms {
+        Perms(self.0 | other.0)
+    }
+}
+
+/// What a 4 KiB page of IPA space is mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2Page {
+    /// The page's bytes. Readable, and writable if `perms` say so, for as long as the mapping stands.
+    pub host: *mut u8,
+    /// What the guest may do.
+    pub perms: Perms,
+    /// The host range was `PROT_NONE` when it was mapped: an access never completes. The vCPU parks until it is asked to
+    /// exit; `host` must not be touched.
+    pub hangs: bool,
+}
+
+/// Why a change was refused.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Stage2Error {
+    /// Address, IPA or size is not a multiple of the granule, is empty, or is outside the IPA space.
+    #[error("address, IPA and size must be multiples of the granule, inside the IPA space")]
+    Misaligned,
+    /// Some of the range is already mapped.
+    #[error("the IPA range is already mapped, wholly or in part")]
+    Overlap,
+    /// Some of the range is not mapped.
+    #[error("the IPA range is not mapped, wholly or in part")]
+    NotMapped,
+}
+
+const BLOCK_SHIFT: u32 = 25;
+const BLOCK_SIZE: u64 = 1 << BLOCK_SHIFT;
+
+/// Layout of an entry, of either level. Zero is "not mapped".
+mod entry {
+    pub const VALID: u64 = 1 << 0;
+    /// First level only: the rest is the address of a [`super::Table`].
+    pub const TABLE: u64 = 1 << 1;
+    pub const HANGS: u64 = 1 << 2;
+    pub const PERMS_SHIFT: u32 = 3;
+    pub const PERMS: u64 = 7 << PERMS_SHIFT;
+    /// Host address; granule-aligned, so at least twelve low bits are free.
+    pub const HOST: u64 = !0xfff;
+}
+
+type Table = Box<[AtomicU64]>;
+
+/// The part of the state that changes under the lock.
+#[derive(Default)]
+struct Extents {
+    /// Mapped ranges, start to end, merged where they touch.
+    mapped: BTreeMap<u64, u64>,
+    /// Owns the page tables the first level points to.
+    tables: Vec<Table>,
+}
+
+/// The stage-2 translation of one virtual machine.
+pub struct Stage2 {
+    ipa_size: u64,
+    page_shift: u32,
+    overlapping: OverlappingMap,
+    blocks: Box<[AtomicU64]>,
+    extents: Mutex<Extents>,
+}
+
+impl Stage2 {
+    /// An empty translation of `ipa_bits` bits of IPA.
+    pub fn new(config: &Config, ipa_bits: u32) -> Stage2 {
+        let ipa_size = 1u64 << ipa_bits;
+        let blocks = (0..ipa_size.div_ceil(BLOCK_SIZE)).map(|_| AtomicU64::new(0)).collect();
+        let page_shift = match config.granule {
+            Granule::Kib16 => 14,
+            Granule::Kib4 => 12,
+        };
+        Stage2 { ipa_size, page_shift, overlapping: config.overlapping_map, blocks, extents: Mutex::default() }
+    }
+
+    /// The granule in bytes.
+    pub fn granule(&self) -> u64 {
+        1 << self.page_shift
+    }
+
+    /// Bytes of IPA space.
+    pub fn ipa_size(&self) -> u64 {
+        self.ipa_size
+    }
+
+    /// The 4 KiB page `ipa` lies in. Lock-free.
+    #[inline]
+    pub fn lookup(&self, ipa: u64) -> Option<Stage2Page> {
+        let block = self.blocks.get((ipa >> BLOCK_SHIFT) as usize)?.load(Ordering::Acquire);
+        let (found, offset) = if block & entry::TABLE == 0 {
+            (block, ipa & (BLOCK_SIZE - 1))
+        } else {
+            (self.pages(block)[self.page_index(ipa)].load(Ordering::Acquire), ipa & (self.granule() - 1))
+        };
+        if found & entry::VALID == 0 {
+            return None;
+        }
+        Some(Stage2Page {
+            host: ((found & entry::HOST) + (offset & !0xfff)) as *mut u8,
+            perms: Perms(((found & entry::PERMS) >> entry::PERMS_SHIFT) as u8),
+            hangs: found & entry::HANGS != 0,
+        })
+    }
+
+    fn page_index(&self, ipa: u64) -> usize {
+        ((ipa & (BLOCK_SIZE - 1)) >> self.page_shift) as usize
+    }
+
+    fn pages(&self, block: u64) -> &[AtomicU64] {
+        let length = (BLOCK_SIZE >> self.page_shift) as usize;
+        // SAFETY: an entry with TABLE set holds the address of a table of this length that `Extents::tables` owns and keeps
+        // until `self` is dropped.
+        unsafe { std::slice::from_raw_parts((block & entry::HOST) as *const AtomicU64, length) }
+    }
+
+    /// Whether `ipa..ipa + size` is a non-empty range of whole granules inside the IPA space.
+    pub fn check_range(&self, ipa: u64, size: u64) -> Result<(), Stage2Error> {
+        let aligned = (ipa | size) & (self.granule() - 1) == 0;
+        let inside = ipa.checked_add(size).is_some_and(|end| end <= self.ipa_size);
+        if size != 0 && aligned && inside { Ok(()) } else { Err(Stage2Error::Misaligned) }
+    }
+
+    /// Maps `size` bytes at `host` to `ipa`. `true` if something that was mapped has been replaced.
+    pub fn map(&self, host: *mut u8, ipa: u64, size: u64, perms: Perms, hangs: bool) -> Result<bool, Stage2Error> {
+        self.check_range(ipa, size)?;
+        if host as u64 & (self.granule() - 1) != 0 {
+            return Err(Stage2Error::Misaligned);
+        }
+        let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let overlaps = extents.overlaps(ipa, ipa + size);
+        if overlaps {
+            if self.overlapping != OverlappingMap::Replace {
+                return Err(Stage2Error::Overlap);
+            }
+            extents.remove(ipa, ipa + size);
+        }
+        extents.insert(ipa, ipa + size);
+        let bits = entry::VALID | u64::from(perms.0) << entry::PERMS_SHIFT | if hangs { entry::HANGS } else { 0 };
+        self.update(&mut extents, ipa, size, |_, offset| (host as u64 + offset) | bits);
+        Ok(overlaps)
+    }
+
+    /// Removes the mapping of a range, all of which must be mapped.
+    pub fn unmap(&self, ipa: u64, size: u64) -> Result<(), Stage2Error> {
+        self.check_range(ipa, size)?;
+        let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !extents.covers(ipa, ipa + size) {
+            return Err(Stage2Error::NotMapped);
+        }
+        extents.remove(ipa, ipa + size);
+        self.update(&mut extents, ipa, size, |_, _| 0);
+        Ok(())
+    }
+
+    /// Changes the permissions of a range, all of which must be mapped. `true` if any page lost a permission.
+    pub fn protect(&self, ipa: u64, size: u64, perms: Perms) -> Result<bool, Stage2Error> {
+        self.check_range(ipa, size)?;
+        let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !extents.covers(ipa, ipa + size) {
+            return Err(Stage2Error::NotMapped);
+        }
+        let bits = u64::from(perms.0) << entry::PERMS_SHIFT;
+        let mut lost = false;
+        self.update(&mut extents, ipa, size, |old, _| {
+            lost |= old & entry::PERMS & !bits != 0;
+            old & !entry::PERMS | bits
+        });
+        Ok(lost)
+    }
+
+    /// The mapped range that ends last at or before `ipa` ends there, and the next one starts there: the hole around an
+    /// unmapped `ipa`.
+    pub fn hole_around(&self, ipa: u64) -> (u64, u64) {
+        let extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let start = extents.mapped.range(..=ipa).next_back().map_or(0, |(_, &end)| end.min(ipa));
+        let end = extents.mapped.range(ipa..).next().map_or(self.ipa_size, |(&start, _)| start);
+        (start, end)
+    }
+
+    /// Rewrites the entries of a range: `change(old entry, offset of the page or block in the range)`.
+    fn update(&self, extents: &mut Extents, ipa: u64, size: u64, mut change: impl FnMut(u64, u64) -> u64) {
+        let end = ipa + size;
+        let mut at = ipa;
+        while at < end {
+            let slot = &self.blocks[(at >> BLOCK_SHIFT) as usize];
+            let block = slot.load(Ordering::Relaxed);
+            let block_end = (at & !(BLOCK_SIZE - 1)) + BLOCK_SIZE;
+            let whole = at & (BLOCK_SIZE - 1) == 0 && block_end <= end;
+            if block & entry::TABLE == 0 && whole {
+                slot.store(change(block, at - ipa), Ordering::Release);
+            } else {
+                let block = if block & entry::TABLE == 0 { self.split(extents, slot, block) } else { block };
+                let pages = self.pages(block);
+                let part_end = block_end.min(end);
+                for page in (at..part_end).step_by(self.granule() as usize) {
+                    let slot = &pages[self.page_index(page)];
+                    slot.store(change(slot.load(Ordering::Relaxed), page - ipa), Ordering::Release);
+                }
+            }
+            at = block_end;
+        }
+    }
+
+    /// Replaces a block entry by a table with the same meaning, and returns the new entry.
+    fn split(&self, extents: &mut Extents, slot: &AtomicU64, block: u64) -> u64 {
+        let page = |index: u64| if block == 0 { 0 } else { block + (index << self.page_shift) };
+        let count = BLOCK_SIZE >> self.page_shift;
+        // The table's address shares its word with flag bits: over-allocate so that it can be aligned like a host page.
+        let padding = 0x1000 / size_of::<AtomicU64>() as u64;
+        let table: Table = (0..count + padding).map(|_| AtomicU64::new(0)).collect();
+        let skip = table.as_ptr().align_offset(0x1000);
+        for index in 0..count {
+            table[skip + index as usize].store(page(index), Ordering::Relaxed);
+        }
+        let new = table[skip..].as_ptr() as u64 | entry::VALID | entry::TABLE;
+        extents.tables.push(table);
+        slot.store(new, Ordering::Release);
+        new
+    }
+}
+
+impl Extents {
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.mapped.range(..end).next_back().is_some_and(|(_, &mapped_end)| mapped_end > start)
+    }
+
+    fn covers(&self, start: u64, end: u64) -> bool {
+        self.mapped.range(..=start).next_back().is_some_and(|(_, &mapped_end)| mapped_end >= end)
+    }
+
+    fn insert(&mut self, mut start: u64, mut end: u64) {
+        if let Some((&before, &before_end)) = self.mapped.range(..start).next_back()
+            && before_end == start
+        {
+            start = before;
+        }
+        if let Some(after_end) = self.mapped.remove(&end) {
+            end = after_end;
+        }
+        self.mapped.insert(start, end);
+    }
+
+    fn remove(&mut self, start: u64, end: u64) {
+        while let Some((&mapped, &mapped_end)) = self.mapped.range(..end).next_back() {
+            if mapped_end <= start {
+                break;
+            }
+            self.mapped.remove(&mapped);
+            if mapped < start {
+                self.mapped.insert(mapped, start);
+            }
+            if mapped_end > end {
+                self.mapped.insert(end, mapped_end);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = 0x4000;
+    const HOST: u64 = 0x7f00_0000_0000;
+    const RW: Perms = Perms(3);
+
+    fn stage2(config: Config) -> Stage2 {
+        Stage2::new(&config, 36)
+    }
+
+    #[test]
+    fn a_block_splits_when_one_page_is_protected() {
+        let stage2 = stage2(Config::default());
+        let size = 8u64 << 30;
+        stage2.map(HOST as *mut u8, 0x4000_0000, size, RW, false).unwrap();
+        assert_eq!(stage2.protect(0x4000_0000 + 5 * PAGE, PAGE, Perms::READ), Ok(true));
+        assert_eq!(stage2.protect(0x4000_0000 + 5 * PAGE, PAGE, Perms::READ), Ok(false));
+        for (page, perms) in [(4, RW), (5, Perms::READ), (6, RW), (100_000, RW)] {
+            let found = stage2.lookup(0x4000_0000 + page * PAGE + 0x1234).unwrap();
+            assert_eq!(found, Stage2Page { host: (HOST + page * PAGE + 0x1000) as *mut u8, perms, hangs: false });
+        }
+        assert_eq!(stage2.lookup(0x4000_0000 - 1), None);
+        assert_eq!(stage2.lookup(0x4000_0000 + size), None);
+        assert_eq!(stage2.lookup(u64::MAX), None);
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        let stage2 = stage2(Config::default());
+        let host = HOST as *mut u8;
+        for (ipa, size) in [(0x1000, PAGE), (PAGE, 0), (PAGE, 0x1000), (1 << 36, PAGE), (u64::MAX - PAGE + 1, PAGE)] {
+            assert_eq!(stage2.map(host, ipa, size, RW, false), Err(Stage2Error::Misaligned), "{ipa:#x} {size:#x}");
+            assert_eq!(stage2.unmap(ipa, size), Err(Stage2Error::Misaligned));
+        }
+        assert_eq!(stage2.map((HOST + 0x1000) as *mut u8, PAGE, PAGE, RW, false), Err(Stage2Error::Misaligned));
+        stage2.map(host, PAGE, PAGE, RW, false).unwrap();
+        assert_eq!(stage2.map(host, 0, 4 * PAGE, RW, false), Err(Stage2Error::Overlap));
+        assert_eq!(stage2.unmap(0, 2 * PAGE), Err(Stage2Error::NotMapped));
+        assert_eq!(stage2.protect(PAGE, 2 * PAGE, RW), Err(Stage2Error::NotMapped));
+        assert_eq!(stage2.hole_around(8 * PAGE), (2 * PAGE, 1 << 36));
+        assert_eq!(stage2.hole_around(0), (0, PAGE));
+    }
+
+    proptest! {
+        /// The two-level table agrees with a plain list of pages, whatever the order of changes.
+        #[test]
+        fn agrees_with_a_flat_table(changes in prop::collection::vec((0u8..3, 0u64..40, 1u64..30, 0u8..8), 1..60)) {
+            // Ranges around a block border, in steps of 1 MiB.
+            const STEP: u64 = 1 << 20;
+            let stage2 = stage2(Config { overlapping_map: OverlappingMap::Replace, ..Config::default() });
+            let mut flat = vec![None; 80];
+            for (kind, start, length, perms) in changes {
+                let (ipa, size) = (start * STEP, length * STEP);
+                let range = start as usize..(start + length) as usize;
+                let mapped = flat[range.clone()].iter().all(Option::is_some);
+                match kind {
+                    0 => {
+                        let host = HOST + u64::from(perms) * (1 << 32) + ipa;
+                        let replaced = flat[range.clone()].iter().any(Option::is_some);
+                        prop_assert_eq!(stage2.map(host as *mut u8, ipa, size, Perms(perms), false), Ok(replaced));
+                        for (page, slot) in flat[range].iter_mut().enumerate() {
+                            *slot = Some((host + page as u64 * STEP, Perms(perms)));
+                        }
+                    }
+                    1 => {
+                        prop_assert_eq!(stage2.unmap(ipa, size).is_ok(), mapped);
+                        if mapped {
+                            flat[range].fill(None);
+                        }
+                    }
+                    _ => {
+                        prop_assert_eq!(stage2.protect(ipa, size, Perms(perms)).is_ok(), mapped);
+                        if mapped {
+                            flat[range].iter_mut().flatten().for_each(|slot| slot.1 = Perms(perms));
+                        }
+                    }
+                }
+                for (page, expected) in flat.iter().enumerate() {
+                    for offset in [0, STEP - 0x1000] {
+                        let found = stage2.lookup(page as u64 * STEP + offset).map(|page| (page.host as u64, page.perms));
+                        prop_assert_eq!(found, expected.map(|(host, perms)| (host + offset, perms)));
+                    }
+                }
+            }
+        }
+    }
+}

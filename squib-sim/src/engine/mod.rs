@@ -6,4 +6,5 @@ pub mod a64;
 pub mod cpu;
 pub mod memory;
 pub mod op;
+pub mod shared;
 pub mod simd;
