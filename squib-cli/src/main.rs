@@ -1,2 +1,74 @@
-//! The `squib` program.
-fn main() {}
+//! The `squib` program: boots aarch64 Linux microVMs, snapshots them and brings them back.
+//!
+//! One file per subcommand. The guest's console is standard output; whatever squib itself has to say goes to standard
+//! error, progress only where that is a terminal. Exit codes: see [`exit::Exit`].
+
+mod bench;
+mod child;
+mod demo;
+mod drive;
+mod error;
+mod exit;
+mod guest_cache;
+mod options;
+mod progress;
+mod report;
+mod restore;
+mod run;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+use crate::exit::Exit;
+
+const AFTER_HELP: &str = "\
+Examples:
+  squib demo
+      Boot, count, freeze, end the process, resume in a new one, go on counting.
+  squib run --kernel Image --initrd initramfs.cpio
+      Boot a guest and talk to its console; Ctrl-A x ends it.
+  squib run --kernel Image --initrd initramfs.cpio --snapshot-on 'ready' --state vm.state --memory-file vm.mem
+      Freeze it the moment it prints 'ready' ...
+  squib restore --state vm.state --memory-file vm.mem
+      ... and go on from there, in any number of new processes.
+
+Exit codes:
+  0    the guest switched itself off, or what was asked for is done
+  1    an error; one line on standard error says which and what to do
+  2    wrong usage
+  3    the guest did something the host cannot answer; registers on standard error
+  124  the time given by --timeout is up
+
+Guest images: `make guest` in squib's repository puts them into ~/.cache/squib-guest.";
+
+/// Boots aarch64 Linux microVMs, snapshots them and brings them back.
+#[derive(Parser)]
+#[command(name = "squib", version, after_help = AFTER_HELP, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    Restore(restore::Args),
+    Demo(demo::Args),
+    Bench(bench::Args),
+}
+
+fn main() -> Exit {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::main(args),
+        Command::Restore(args) => restore::main(args),
+        Command::Demo(args) => demo::main(args),
+        Command::Bench(args) => bench::main(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("squib: error: {error}");
+        match error {
+            Error::Usage(_) => Exit::Usage,
+            _ => Exit::Error,
+        }
+    })
+}

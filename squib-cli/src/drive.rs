@@ -1,0 +1,125 @@
+//! Lets a machine run to its end: takes the snapshot that was asked for on the way, and turns outcomes into exit codes.
+
+use std::time::{Duration, Instant};
+
+use squib_host::{Machine, RunOutcome, SaveTarget, StopReason, Watch, WatchId};
+
+use crate::error::{Error, Result};
+use crate::exit::Exit;
+use crate::options::{EndArgs, Then};
+use crate::report::{End, Report};
+
+const SNAPSHOT: WatchId = WatchId(0);
+const EXIT: WatchId = WatchId(1);
+
+/// The moment of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The guest has printed this text.
+    Text(String),
+    /// The guest has executed so many instructions, counted from the start of this process's run.
+    Instructions(u64),
+}
+
+/// A snapshot to take on the way.
+#[derive(Clone, Debug)]
+pub struct SnapshotPlan {
+    /// When.
+    pub moment: Moment,
+    /// Where to.
+    pub target: SaveTarget,
+    /// And afterwards.
+    pub then: Then,
+}
+
+/// What a run is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    snapshot: Option<SnapshotPlan>,
+    exit_on: Option<String>,
+    timeout: Option<Duration>,
+    report: Report,
+}
+
+impl Plan {
+    /// `snapshot` is taken on the way, if there is one.
+    pub fn new(snapshot: Option<SnapshotPlan>, end: EndArgs) -> Self {
+        Plan { snapshot, exit_on: end.exit_on, timeout: end.timeout, report: Report::new(end.json) }
+    }
+
+    /// The texts to wait for.
+    pub fn watches(&self) -> Vec<Watch> {
+        let mut watches = Vec::new();
+        if let Some(SnapshotPlan { moment: Moment::Text(text), .. }) = &self.snapshot {
+            watches.push(Watch { id: SNAPSHOT, text: text.clone() });
+        }
+        if let Some(text) = &self.exit_on {
+            watches.push(Watch { id: EXIT, text: text.clone() });
+        }
+        watches
+    }
+
+    /// Runs the machine to the end. `started` is when the command began: reports count from there.
+    pub fn drive(mut self, mut machine: Machine, started: Instant) -> Result<Exit> {
+        let deadline = self.timeout.map(|timeout| (timeout, started + timeout));
+        if let Some(SnapshotPlan { moment: Moment::Instructions(count), .. }) = &self.snapshot {
+            machine.stop_after_instructions(*count)?;
+        }
+        machine.resume()?;
+        self.report.running(started.elapsed());
+        loop {
+            let left = deadline.map(|(_, at)| at.saturating_duration_since(Instant::now()));
+            let outcome = match machine.wait(left)? {
+                Some(outcome) => outcome,
+                None => {
+                    machine.pause()?;
+                    RunOutcome::TimedOut
+                }
+            };
+            let (end, exit) = match outcome {
+                RunOutcome::Stopped(StopReason::Watch(SNAPSHOT) | StopReason::InstructionLimit) => {
+                    if let Some(plan) = self.snapshot.take() {
+                        self.snapshot(&mut machine, &plan)?;
+                        if plan.then == Then::Continue {
+                            machine.resume()?;
+                            continue;
+                        }
+                    }
+                    (End::Snapshot, Exit::Done)
+                }
+                RunOutcome::Stopped(StopReason::Watch(_)) => (End::ExitText, Exit::Done),
+                RunOutcome::Stopped(StopReason::EscapeKey) => (End::EscapeKey, Exit::Done),
+                RunOutcome::Stopped(StopReason::Requested) => (End::Stopped, Exit::Done),
+                RunOutcome::PowerOff => (End::PowerOff, Exit::Done),
+                RunOutcome::Reset => (End::Reset, Exit::Done),
+                RunOutcome::GuestCrash(crash) => {
+                    self.report.crash(&crash);
+                    (End::GuestCrash, Exit::GuestCrash)
+                }
+                RunOutcome::TimedOut => (End::TimedOut(self.timeout.unwrap_or_default()), Exit::TimedOut),
+            };
+            self.report.end(end, machine.instructions().ok());
+            return match (self.snapshot, exit) {
+                (Some(missed), Exit::Done) => Err(missed.missed()),
+                _ => Ok(exit),
+            };
+        }
+    }
+
+    fn snapshot(&mut self, machine: &mut Machine, plan: &SnapshotPlan) -> Result<()> {
+        let report = machine.snapshot(&plan.target)?;
+        self.report.snapshot(&report, &plan.target);
+        Ok(())
+    }
+}
+
+impl SnapshotPlan {
+    fn missed(&self) -> Error {
+        Error::Message(match &self.moment {
+            Moment::Text(text) => format!("no snapshot was taken: the run ended before the guest printed '{text}'"),
+            Moment::Instructions(count) => {
+                format!("no snapshot was taken: the run ended before the guest had executed {count} instructions")
+            }
+        })
+    }
+}

@@ -1,0 +1,30 @@
+//! The exit codes: part of the command-line contract.
+
+use std::process::{ExitCode, Termination};
+
+/// How the program ends. Wrong usage that clap sees itself is 2 as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: the guest switched itself off, or what was asked for is done.
+    Done,
+    /// 1: an error of ours, already said.
+    Error,
+    /// 2: wrong usage.
+    Usage,
+    /// 3: the host gave up on the guest.
+    GuestCrash,
+    /// 124: the time is up, as `timeout(1)` says it.
+    TimedOut,
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(match self {
+            Exit::Done => 0,
+            Exit::Error => 1,
+            Exit::Usage => 2,
+            Exit::GuestCrash => 3,
+            Exit::TimedOut => 124,
+        })
+    }
+}

@@ -1,0 +1,41 @@
+//! Where the scripts of `guest-images/` put guests: `$SQUIB_GUEST_CACHE`, or `squib-guest` in the user's cache directory.
+
+use std::env;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// A kernel and an initramfs that go together.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs, its `/init` being `guest-images/init`.
+    pub initrd: PathBuf,
+}
+
+/// The directory of all guests.
+pub fn directory() -> Option<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("SQUIB_GUEST_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("squib-guest")))
+        .or_else(|| Some(set("HOME")?.join(".cache/squib-guest")))
+}
+
+/// The guest `name` (`bookworm-cloud`, `minimal`, ...), or what to do to get it.
+pub fn find(name: &str) -> Result<Guest> {
+    let how = match name {
+        "minimal" => "make minimal-kernel",
+        _ => "make guest",
+    };
+    let directory =
+        directory().ok_or_else(|| Error::Message("neither SQUIB_GUEST_CACHE nor HOME is set".into()))?.join(name);
+    let guest = Guest { kernel: directory.join("Image"), initrd: directory.join("initramfs.cpio") };
+    match guest.kernel.is_file() && guest.initrd.is_file() {
+        true => Ok(guest),
+        false => Err(Error::Message(format!(
+            "there is no guest in {}: `{how}` in squib's repository gets it, or name files with --kernel and --initrd",
+            directory.display()
+        ))),
+    }
+}

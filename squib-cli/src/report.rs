@@ -1,0 +1,162 @@
+//! What a run says on standard error: sentences on a terminal, nothing in a pipe, JSON lines where asked for; and the
+//! guest's console on standard output.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{BinaryBytes, HumanDuration};
+use serde_json::{Value, json};
+use squib_host::{CrashReport, SaveTarget, SnapshotReport};
+
+/// Standard output as the guest's console: every write is out when it returns, so that prompts and single keys show.
+#[derive(Debug)]
+pub struct Console;
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The snapshot is taken and nothing else was asked for.
+    Snapshot,
+    /// The text of `--exit-on` appeared.
+    ExitText,
+    /// The user typed Ctrl-A x.
+    EscapeKey,
+    /// Asked to stop from inside this process.
+    Stopped,
+    /// The host gave up.
+    GuestCrash,
+    /// The time is up.
+    TimedOut(Duration),
+}
+
+impl End {
+    fn name(self) -> &'static str {
+        match self {
+            End::PowerOff => "power-off",
+            End::Reset => "reset",
+            End::Snapshot => "snapshot",
+            End::ExitText => "exit-on",
+            End::EscapeKey => "escape-key",
+            End::Stopped => "stopped",
+            End::GuestCrash => "guest-crash",
+            End::TimedOut(_) => "timed-out",
+        }
+    }
+}
+
+/// Says what happens.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// Sentences for a person.
+    Terminal,
+    /// Nothing but what went wrong.
+    Quiet,
+    /// One JSON object per line, told apart by `event`.
+    Json,
+}
+
+impl Report {
+    /// JSON if asked for, otherwise by what standard error is.
+    pub fn new(json: bool) -> Self {
+        match json {
+            true => Report::Json,
+            false if io::stderr().is_terminal() => Report::Terminal,
+            false => Report::Quiet,
+        }
+    }
+
+    /// The guest executes, `after` the command began.
+    pub fn running(&self, after: Duration) {
+        self.json(|| json!({"event": "running", "after_us": micros(after)}));
+    }
+
+    /// A snapshot is on disk.
+    pub fn snapshot(&self, report: &SnapshotReport, target: &SaveTarget) {
+        self.json(|| {
+            json!({
+                "event": "snapshot",
+                "pause_us": micros(report.pause),
+                "capture_us": micros(report.capture),
+                "ram_bytes": report.ram_bytes,
+                "memory_file_bytes": report.memory_file_bytes,
+                "memory_disk_bytes": report.memory_disk_bytes,
+                "state_file_bytes": report.state_file_bytes,
+                "state": target.state.to_string_lossy(),
+                "memory_file": target.memory.to_string_lossy(),
+            })
+        });
+        self.say(|| {
+            format!(
+                "snapshot taken: the guest stood still for {}; {} of RAM, {} on disk ({}, {})",
+                millis(report.pause),
+                BinaryBytes(report.ram_bytes),
+                BinaryBytes(report.memory_disk_bytes + report.state_file_bytes),
+                target.state.display(),
+                target.memory.display(),
+            )
+        });
+    }
+
+    /// The host gives up on the guest. Said wherever standard error goes.
+    pub fn crash(&self, crash: &CrashReport) {
+        eprintln!("squib: the guest did something that this host cannot answer");
+        eprint!("{crash}");
+    }
+
+    /// The run is over; `instructions` is what the stand-in counted.
+    pub fn end(&self, end: End, instructions: Option<u64>) {
+        self.json(|| json!({"event": "end", "reason": end.name(), "instructions": instructions}));
+        match end {
+            End::TimedOut(timeout) if !matches!(self, Report::Json) => {
+                eprintln!("squib: timed out after {}", HumanDuration(timeout));
+            }
+            End::Reset => self.say(|| "the guest asked for a reset: run it again to boot it again".into()),
+            End::EscapeKey => self.say(|| "ended by Ctrl-A x".into()),
+            _ => {}
+        }
+    }
+
+    fn say(&self, text: impl FnOnce() -> String) {
+        if let Report::Terminal = self {
+            eprintln!("squib: {}", text());
+        }
+    }
+
+    fn json(&self, value: impl FnOnce() -> Value) {
+        if let Report::Json = self {
+            eprintln!("{}", value());
+        }
+    }
+}
+
+/// Whole microseconds, for JSON.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A duration in the unit a person would choose.
+pub fn millis(duration: Duration) -> String {
+    let ms = duration.as_secs_f64() * 1e3;
+    match ms {
+        ms if ms < 10.0 => format!("{ms:.1} ms"),
+        ms if ms < 1000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.2} s", ms / 1e3),
+    }
+}

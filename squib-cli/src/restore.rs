@@ -1,0 +1,85 @@
+//! `squib restore`: brings a snapshot back, in this new process.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use squib_host::{Machine, RestoreBackend, RestoreConfig};
+
+use crate::drive::Plan;
+use crate::error::Result;
+use crate::exit::Exit;
+use crate::options::{Clock, EndArgs, SnapshotArgs};
+
+const AFTER_HELP: &str = "\
+Examples:
+  squib restore --state vm.state --memory-file vm.mem
+  squib restore --state vm.state --memory-file vm.mem --backend copy --timeout 60
+  squib restore --state vm.state --memory-file vm.mem --snapshot-on done --state-out vm2.state --memory-out vm2.mem
+
+One snapshot can be restored any number of times, at the same time too: its files are only read. Disks that the guest
+may write to are the exception: give each restore its own copy with --disk.";
+
+/// How RAM arrives.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Backend {
+    /// Map the memory file: the guest starts at once, pages arrive when it touches them
+    #[default]
+    Map,
+    /// Read everything before the guest starts
+    Copy,
+}
+
+/// Bring a snapshot back and go on from there.
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// The snapshot's state file
+    #[arg(long, value_name = "FILE")]
+    state: PathBuf,
+    /// The snapshot's memory file
+    #[arg(long, value_name = "FILE")]
+    memory_file: PathBuf,
+    /// How RAM arrives
+    #[arg(long, value_enum, default_value_t)]
+    backend: Backend,
+    /// Use FILE in place of the snapshot's first disk; again for the second, and so on
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<PathBuf>,
+    /// Keep a log of written pages, so that later snapshots can be diffs
+    #[arg(long)]
+    track_dirty_pages: bool,
+    /// What drives the guest's clock from here on
+    #[arg(long, value_enum, default_value_t)]
+    clock: Clock,
+    /// Where the new snapshot's state goes
+    #[arg(long, value_name = "FILE")]
+    state_out: Option<PathBuf>,
+    /// Where the new snapshot's memory goes
+    #[arg(long, value_name = "FILE")]
+    memory_out: Option<PathBuf>,
+    #[command(flatten)]
+    snapshot: SnapshotArgs,
+    #[command(flatten)]
+    end: EndArgs,
+}
+
+/// Runs the command.
+pub fn main(args: Args) -> Result<Exit> {
+    let started = Instant::now();
+    let files = (args.state_out, args.memory_out);
+    let plan = Plan::new(args.snapshot.plan(files, ("--state-out", "--memory-out"), args.clock)?, args.end);
+    let machine = Machine::restore(RestoreConfig {
+        state: args.state,
+        memory: args.memory_file,
+        backend: match args.backend {
+            Backend::Map => RestoreBackend::Map,
+            Backend::Copy => RestoreBackend::Copy,
+        },
+        disks: args.disks.into_iter().map(Some).collect(),
+        clock: args.clock.into(),
+        track_dirty_pages: args.track_dirty_pages,
+        console: args.clock.console(&plan),
+    })?;
+    plan.drive(machine, started)
+}
