@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::engine::shared::VcpuShared;
+use crate::engine::shared::{self, Request, VcpuShared};
 use crate::gic::Gic;
 use crate::stage2::Stage2;
 
@@ -63,10 +63,20 @@ impl Machine {
         self.vcpus.write().unwrap_or_else(|poisoned| poisoned.into_inner()).retain(|vcpu| vcpu.index != index);
     }
 
-    /// Makes every vCPU forget its cached translations, and returns when none uses an old one any more.
+    /// Makes every vCPU forget its cached stage-2 translations, and returns when none uses an old one any more. The caller
+    /// is not inside `Vcpu::run`, and holds no lock that guest execution takes.
     pub fn flush_stage2(&self) {
+        self.flush_stage2_range(0, u64::MAX, true);
+    }
+
+    /// The same for a range of addresses; `contents` when other memory is behind them now, not only other permissions.
+    pub fn flush_stage2_range(&self, ipa: u64, len: u64, contents: bool) {
+        self.broadcast(Request::Stage2 { ipa, len, contents }, true, None);
+    }
+
+    /// Posts `request` to all vCPUs but `except`; with `wait`, returns when none of them can violate it any more.
+    pub fn broadcast(&self, request: Request, wait: bool, except: Option<usize>) {
         let vcpus = self.vcpus.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        vcpus.iter().for_each(|vcpu| vcpu.request_tlb_flush());
-        vcpus.iter().for_each(|vcpu| vcpu.wait_tlb_flush());
+        shared::broadcast(&vcpus, request, wait, except);
     }
 }

@@ -1,6 +1,18 @@
 //! The state of one processing element, and the operations instruction handlers are written with.
+//!
+//! Everything the guest can observe is here or in guest memory; the rest (TLB, block cache) is derived and may be dropped
+//! at any time without the guest noticing.
 
-use super::op::{Next, Op};
+use std::sync::Arc;
+
+use super::block::{Block, CodeCache};
+use super::exception::Fault;
+use super::mmu::{FetchTlb, Mmu, Tlb};
+use super::op::Op;
+use super::run::Exit;
+use super::shared::VcpuShared;
+use super::sysreg::SysRegs;
+use crate::machine::Machine;
 
 /// Marker of a synchronous exception in the making; what it is stands in [`Cpu::fault`]. Zero-sized, so that the good path
 /// of a memory access costs nothing.
@@ -14,6 +26,20 @@ pub enum Privilege {
     Current,
     /// EL0's (LDTR, STTR and the like; at EL0 the same as `Current`).
     Unprivileged,
+}
+
+/// The local exclusive monitor. A store-exclusive succeeds when the monitor is armed for the same bytes and these still
+/// hold the value that was loaded (checked by a host compare-and-exchange).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Exclusive {
+    /// A load-exclusive armed the monitor and nothing cleared it since.
+    pub armed: bool,
+    /// Size of the marked access in bytes (both registers of a pair together).
+    pub size: u8,
+    /// Host address of the marked bytes, as [`Cpu::atomic_ptr`] gave it.
+    pub addr: usize,
+    /// The value loaded.
+    pub value: u128,
 }
 
 /// Architectural state of one vCPU. Hot fields first.
@@ -33,15 +59,129 @@ pub struct Cpu {
     pub cf: u64,
     /// V, 0 or 1.
     pub vf: u64,
+    /// Data TLB of the current exception level (and PSTATE.PAN).
+    pub(crate) tlb: *const Tlb,
+    /// Data TLB for [`Privilege::Unprivileged`].
+    pub(crate) tlb_unprivileged: *const Tlb,
+    /// Fetch TLB of the current exception level.
+    pub(crate) fetch: *const FetchTlb,
+    /// Instructions that may still retire before the run loop must look at clock and limit.
+    pub(crate) budget: i64,
+    /// The running block.
+    pub(crate) block: *const Block,
+    /// Misaligned bits of SP that fault: 15 when SCTLR_EL1.SA/SA0 says so for the current exception level, else 0.
+    pub sp_align_mask: u64,
+    /// The bits of [`VcpuShared::pending`] that interrupt execution now (masked interrupts are not among them).
+    pub(crate) poll_mask: u32,
+    /// FP/SIMD instructions execute at the current exception level (CPACR_EL1.FPEN).
+    pub fp_enabled: bool,
+    /// PSTATE.EL: 0 or 1.
+    pub el: u8,
+    /// PSTATE.SP.
+    pub sp_sel: u8,
+    /// PSTATE.{D,A,I,F} as bits 3..0.
+    pub daif: u8,
     /// V0..V31.
     pub v: [u128; 32],
     /// Floating-point control.
     pub fpcr: u32,
     /// Floating-point status (cumulative exception flags and QC).
     pub fpsr: u32,
+    /// PSTATE.PAN.
+    pub pan: bool,
+    /// PSTATE.SSBS.
+    pub ssbs: bool,
+    /// PSTATE.IL.
+    pub il: bool,
+    /// PSTATE.SS.
+    pub ss: bool,
+    /// The local exclusive monitor.
+    pub exclusive: Exclusive,
+    /// System registers. After writing one directly call [`Cpu::refresh`].
+    pub sys: SysRegs,
+    /// SP_EL0 and SP_EL1; the one in use lives in `x[slot::SP]` and is stale here.
+    pub(crate) sp_bank: [u64; 2],
+    /// The synchronous exception in the making, valid while a [`Trap`] is on its way.
+    pub fault: Fault,
+    /// Why the run loop was left, valid after [`super::op::Next::Stop`].
+    pub(crate) exit: Exit,
+    /// Instructions retired when `budget` reaches zero.
+    pub(crate) slice_end: u64,
+    /// Instructions retired when the shared view was last brought up to date.
+    pub(crate) published: u64,
+    /// A maintenance broadcast has been posted and not been waited for.
+    pub(crate) broadcast_pending: bool,
+    /// Debug exceptions go to the host (`hv_vcpu_set_trap_debug_exceptions`).
+    pub trap_debug_exceptions: bool,
+    /// Debug register accesses go to the host (`hv_vcpu_set_trap_debug_reg_accesses`).
+    pub trap_debug_reg_accesses: bool,
+    /// The run loop executes instruction by instruction: software step or self-hosted debug is active.
+    pub(crate) slow_mode: bool,
+    /// The next instruction must be executed alone in its block.
+    pub(crate) single: bool,
+    /// The virtual timer.
+    pub(crate) timer: super::timer::VirtualTimer,
+    pub(crate) mmu: Box<Mmu>,
+    pub(crate) code: CodeCache,
+    /// The part of this vCPU other threads reach.
+    pub shared: Arc<VcpuShared>,
+    /// What the vCPUs have in common.
+    pub machine: Arc<Machine>,
 }
 
 impl Cpu {
+    /// A vCPU in reset state: EL1h, everything masked, MMU off.
+    pub fn new(machine: Arc<Machine>, shared: Arc<VcpuShared>) -> Box<Cpu> {
+        let mut mmu = Mmu::new();
+        let (tlb, fetch) = mmu.reset_tables();
+        let mut cpu = Box::new(Cpu {
+            x: [0; 34],
+            pc: 0,
+            block_va: 0,
+            nf: 0,
+            zf: 1,
+            cf: 0,
+            vf: 0,
+            tlb,
+            tlb_unprivileged: tlb,
+            fetch,
+            budget: 0,
+            block: std::ptr::null(),
+            sp_align_mask: 0,
+            poll_mask: 0,
+            fp_enabled: false,
+            el: 1,
+            sp_sel: 1,
+            daif: 15,
+            v: [0; 32],
+            fpcr: 0,
+            fpsr: 0,
+            pan: false,
+            ssbs: false,
+            il: false,
+            ss: false,
+            exclusive: Exclusive::default(),
+            sys: SysRegs::reset(),
+            sp_bank: [0; 2],
+            fault: Fault::None,
+            exit: Exit::Canceled,
+            slice_end: 0,
+            published: 0,
+            broadcast_pending: false,
+            trap_debug_exceptions: false,
+            trap_debug_reg_accesses: false,
+            slow_mode: false,
+            single: false,
+            timer: super::timer::VirtualTimer::default(),
+            mmu,
+            code: CodeCache::default(),
+            shared,
+            machine,
+        });
+        cpu.refresh();
+        cpu
+    }
+
     /// Guest virtual address of the instruction `op` stands for.
     ///
     /// # Safety
@@ -85,18 +225,13 @@ impl Cpu {
         };
         holds != (cond & 1 == 1)
     }
-}
 
-/// The memory and exception operations every handler uses. (Signatures are the seam between the decoder's families; the
-/// bodies belong to the memory and exception modules.)
-impl Cpu {
-    /// Ends the block with the synchronous exception recorded in `cpu.fault`.
-    ///
-    /// # Safety
-    /// `op` is inside the running block.
-    pub unsafe fn take_trap(&mut self, op: *const Op, _trap: Trap) -> Next {
-        // SAFETY: the caller's promise.
-        self.pc = unsafe { self.pc_of(op) };
-        Next::Lookup
+    /// `CheckSPAlignment()`: call before using SP as the base of a load or store.
+    #[inline(always)]
+    pub fn check_sp_alignment(&mut self) -> Result<(), Trap> {
+        if self.x[usize::from(super::op::slot::SP)] & self.sp_align_mask != 0 {
+            return Err(self.sp_alignment_fault());
+        }
+        Ok(())
     }
 }

@@ -1,65 +1,222 @@
-//! The part of a vCPU that other threads may touch: exit requests, interrupt lines, translation flushes.
+//! The part of a vCPU that other threads reach: interrupt lines, exit requests, and the mailbox through which TLB and
+//! instruction-cache maintenance is broadcast.
+//!
+//! Guarantees: a request to exit is latched until a run answers it; a wake-up is never lost between the check and the sleep;
+//! once [`wait_for`] has returned, no vCPU executes on anything the request has made stale; two vCPUs that wait for each
+//! other both get on, because each serves its own mailbox meanwhile.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Reasons for a running vCPU to look up from its work.
-pub mod attention {
-    /// Leave the run loop.
-    pub const EXIT: u32 = 1 << 0;
-    /// The GIC's IRQ line.
-    pub const IRQ: u32 = 1 << 1;
-    /// The GIC's FIQ line.
-    pub const FIQ: u32 = 1 << 2;
-    /// Forget every cached translation.
-    pub const FLUSH: u32 = 1 << 3;
+/// Bits of [`VcpuShared::pending`].
+pub mod pending {
+    /// `hv_vcpus_exit` was called.
+    pub const EXIT: u32 = 1;
+    /// The mailbox is not empty.
+    pub const REQUEST: u32 = 2;
+    /// The IRQ line of the GIC CPU interface.
+    pub const IRQ: u32 = 4;
+    /// The FIQ line of the GIC CPU interface.
+    pub const FIQ: u32 = 8;
+    /// IRQ set by `hv_vcpu_set_pending_interrupt`: lasts until run returns.
+    pub const IRQ_ONCE: u32 = 16;
+    /// FIQ set by `hv_vcpu_set_pending_interrupt`: lasts until run returns.
+    pub const FIQ_ONCE: u32 = 32;
+    /// Any interrupt, masked or not: what ends WFI.
+    pub const WAKE: u32 = IRQ | FIQ | IRQ_ONCE | FIQ_ONCE;
 }
 
-/// What one vCPU shows to the other threads.
+/// Maintenance that a vCPU must do before it executes another block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Forget all stage-1 translations.
+    TlbAll,
+    /// Forget the translations of the page at this address (any ASID).
+    TlbVa(u64),
+    /// Forget the translations of this ASID.
+    TlbAsid(u16),
+    /// Forget code decoded from the 4 KiB page at this IPA.
+    Code(u64),
+    /// Forget all decoded code.
+    CodeAll,
+    /// Stage 2 changed for `ipa .. ipa + len`; `contents` when the memory behind it did too (map, unmap).
+    Stage2 {
+        /// First address.
+        ipa: u64,
+        /// Bytes.
+        len: u64,
+        /// The memory itself changed, not only the permissions.
+        contents: bool,
+    },
+}
+
+/// More requests than this at once are answered by forgetting everything.
+const MAILBOX_LIMIT: usize = 256;
+
+#[derive(Default)]
+struct Mailbox {
+    requests: Vec<Request>,
+    overflow: bool,
+}
+
+/// See the module's description.
 pub struct VcpuShared {
-    /// The vCPU's slot.
+    /// Position in the machine's registry; the GIC's vCPU number.
     pub index: usize,
-    attention: AtomicU32,
-    in_guest: AtomicBool,
+    /// What interrupts execution: see [`pending`].
+    pub pending: AtomicU32,
+    /// Executing guest code, that is, neither parked nor out of run.
+    running: AtomicBool,
+    mailbox: Mutex<Mailbox>,
+    posted: AtomicU64,
+    done: AtomicU64,
+    parked: AtomicBool,
+    park: Mutex<()>,
+    wake: Condvar,
+    /// Instruction count at which run returns `Canceled` (`u64::MAX`: none).
+    pub(crate) instruction_limit: AtomicU64,
+    /// Instructions retired, as of the last time the run loop looked up.
+    pub(crate) instructions: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl VcpuShared {
-    /// A vCPU that is not running and has nothing pending.
+    /// A vCPU that is not running, with nothing pending.
     pub fn new(index: usize) -> Arc<VcpuShared> {
-        Arc::new(VcpuShared { index, attention: AtomicU32::new(0), in_guest: AtomicBool::new(false) })
+        Arc::new(VcpuShared {
+            index,
+            pending: AtomicU32::new(0),
+            running: AtomicBool::new(false),
+            mailbox: Mutex::default(),
+            posted: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            park: Mutex::default(),
+            wake: Condvar::new(),
+            instruction_limit: AtomicU64::new(u64::MAX),
+            instructions: AtomicU64::new(0),
+        })
     }
 
-    /// Makes the vCPU leave the run loop; if it is not running, the next run ends at once.
+    /// Makes the current run, or else the next one, return `Canceled`.
     pub fn request_exit(&self) {
-        self.attention.fetch_or(attention::EXIT, Ordering::SeqCst);
+        self.raise(pending::EXIT);
     }
 
-    /// Sets the level of the GIC's IRQ line.
+    /// Drives the IRQ line.
     pub fn set_irq(&self, level: bool) {
-        self.set(attention::IRQ, level);
+        self.set_line(pending::IRQ, level);
     }
 
-    /// Sets the level of the GIC's FIQ line.
+    /// Drives the FIQ line.
     pub fn set_fiq(&self, level: bool) {
-        self.set(attention::FIQ, level);
+        self.set_line(pending::FIQ, level);
     }
 
-    fn set(&self, bit: u32, level: bool) {
+    fn set_line(&self, bit: u32, level: bool) {
         if level {
-            self.attention.fetch_or(bit, Ordering::SeqCst);
+            if self.pending.load(SeqCst) & bit == 0 {
+                self.raise(bit);
+            }
         } else {
-            self.attention.fetch_and(!bit, Ordering::SeqCst);
+            self.pending.fetch_and(!bit, SeqCst);
         }
     }
 
-    /// Asks the vCPU to forget its cached translations before it makes another guest access.
-    pub fn request_tlb_flush(&self) {
-        self.attention.fetch_or(attention::FLUSH, Ordering::SeqCst);
+    fn raise(&self, bit: u32) {
+        self.pending.fetch_or(bit, SeqCst);
+        self.unpark();
     }
 
-    /// Returns when the vCPU uses no translation from before [`VcpuShared::request_tlb_flush`]: at once if it does not run.
-    pub fn wait_tlb_flush(&self) {
-        while self.in_guest.load(Ordering::SeqCst) && self.attention.load(Ordering::SeqCst) & attention::FLUSH != 0 {
+    /// Makes a parked vCPU look up.
+    pub fn unpark(&self) {
+        if self.parked.load(SeqCst) {
+            drop(lock(&self.park));
+            self.wake.notify_all();
+        }
+    }
+
+    /// Sleeps until one of `wake_mask` is pending or the time is up. Counts as not running.
+    pub(crate) fn park(&self, wake_mask: u32, timeout: Option<Duration>) {
+        self.running.store(false, SeqCst);
+        let guard = lock(&self.park);
+        self.parked.store(true, SeqCst);
+        let quiet = |_: &mut ()| self.pending.load(SeqCst) & wake_mask == 0;
+        match timeout {
+            Some(timeout) => drop(self.wake.wait_timeout_while(guard, timeout, quiet)),
+            None => drop(self.wake.wait_while(guard, quiet)),
+        }
+        self.parked.store(false, SeqCst);
+        self.running.store(true, SeqCst);
+    }
+
+    /// Marks the vCPU as executing; its owner must serve the mailbox before the first instruction.
+    pub(crate) fn set_running(&self, running: bool) {
+        self.running.store(running, SeqCst);
+    }
+
+    /// Puts a request into the mailbox and answers the ticket to wait for.
+    pub fn post(&self, request: Request) -> u64 {
+        let mut mailbox = lock(&self.mailbox);
+        if mailbox.requests.len() >= MAILBOX_LIMIT {
+            mailbox.overflow = true;
+        } else if !mailbox.requests.contains(&request) {
+            mailbox.requests.push(request);
+        }
+        let ticket = self.posted.fetch_add(1, SeqCst) + 1;
+        self.pending.fetch_or(pending::REQUEST, SeqCst);
+        ticket
+    }
+
+    /// Takes all requests; the answer is `true` when some were lost to overflow. [`VcpuShared::served`] must follow.
+    pub(crate) fn take_requests(&self) -> (Vec<Request>, bool, u64) {
+        let mut mailbox = lock(&self.mailbox);
+        self.pending.fetch_and(!pending::REQUEST, SeqCst);
+        let ticket = self.posted.load(SeqCst);
+        let overflow = std::mem::take(&mut mailbox.overflow);
+        (std::mem::take(&mut mailbox.requests), overflow, ticket)
+    }
+
+    /// All requests up to `ticket` have been carried out.
+    pub(crate) fn served(&self, ticket: u64) {
+        self.done.fetch_max(ticket, SeqCst);
+    }
+
+    /// The request behind `ticket` can no longer be violated: carried out, or the vCPU will do it before it executes.
+    pub fn is_settled(&self, ticket: u64) -> bool {
+        self.done.load(SeqCst) >= ticket || !self.running.load(SeqCst)
+    }
+
+    /// The newest ticket given out.
+    pub(crate) fn last_ticket(&self) -> u64 {
+        self.posted.load(SeqCst)
+    }
+}
+
+/// Posts `request` to all of `vcpus` but `except` (an index). With `wait`, returns when none of them can violate it any
+/// more; the caller must not be a running vCPU then, and must hold no lock that guest execution takes.
+pub fn broadcast(vcpus: &[Arc<VcpuShared>], request: Request, wait: bool, except: Option<usize>) {
+    let others = vcpus.iter().filter(|vcpu| Some(vcpu.index) != except);
+    let tickets: Vec<_> = others.map(|vcpu| (vcpu, vcpu.post(request))).collect();
+    if wait {
+        for (vcpu, ticket) in tickets {
+            wait_for(|| vcpu.is_settled(ticket));
+        }
+    }
+}
+
+/// Spins, politely, until `settled`.
+pub(crate) fn wait_for(mut settled: impl FnMut() -> bool) {
+    let mut spins = 0u32;
+    while !settled() {
+        spins += 1;
+        if spins < 64 {
+            std::hint::spin_loop();
+        } else {
             std::thread::yield_now();
         }
     }
