@@ -1,0 +1,79 @@
+//! The command-line contract that needs no guest: exit codes, plain errors, help that teaches.
+
+use std::process::{Command, Output};
+
+fn squib(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_squib")).args(args).output().expect("the program starts")
+}
+
+#[track_caller]
+fn expect(args: &[&str], code: i32, words: &[&str]) {
+    let output = squib(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{args:?}: '{word}' is missing in: {stderr}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    expect(&[], 2, &["Usage"]);
+    expect(&["boot"], 2, &["boot"]);
+    expect(&["run"], 2, &["--kernel"]);
+    expect(&["run", "--kernel", "k", "--cpus", "0"], 2, &["--cpus"]);
+    expect(&["run", "--kernel", "k", "--memory", "0"], 2, &["--memory"]);
+    expect(&["run", "--kernel", "k", "--timeout=-1"], 2, &["--timeout"]);
+    expect(&["run", "--kernel", "k", "--disk", ",ro"], 2, &["--disk"]);
+    expect(&["run", "--kernel", "k", "--snapshot-on", ""], 2, &["empty"]);
+    expect(&["restore", "--state", "s"], 2, &["--memory-file"]);
+}
+
+#[test]
+fn options_that_do_not_go_together_are_2() {
+    expect(&["run", "--kernel", "k", "--snapshot-on", "x"], 2, &["--state", "--memory-file"]);
+    expect(&["run", "--kernel", "k", "--snapshot-on", "x", "--state", "s"], 2, &["--memory-file"]);
+    expect(&["run", "--kernel", "k", "--state", "s", "--memory-file", "m"], 2, &["--snapshot-on"]);
+    let after = ["run", "--kernel", "k", "--state", "s", "--memory-file", "m", "--snapshot-after-instructions", "5"];
+    expect(&after, 2, &["--clock deterministic"]);
+    let restore = ["restore", "--state", "s", "--memory-file", "m", "--snapshot-on", "x"];
+    expect(&restore, 2, &["--state-out", "--memory-out"]);
+}
+
+#[test]
+fn a_missing_file_is_one_plain_line_that_names_it() {
+    for args in [
+        &["run", "--kernel", "/nonexistent/Image"][..],
+        &["restore", "--state", "/nonexistent/state", "--memory-file", "/nonexistent/mem"],
+    ] {
+        let output = squib(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.starts_with("squib: error: ") && stderr.contains("/nonexistent/"), "{stderr}");
+    }
+}
+
+#[test]
+fn every_help_shows_examples() {
+    for command in [&["run"][..], &["restore"], &["demo"], &["bench", "boot"], &[]] {
+        let output = squib(&[command, &["--help"]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(text.contains("Examples:") && text.contains("squib "), "{command:?}: {text}");
+    }
+}
+
+#[test]
+fn a_missing_guest_says_how_to_get_one() {
+    for args in [&["demo"][..], &["bench", "boot", "--qemu", "true"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_squib"))
+            .args(args)
+            .env("SQUIB_GUEST_CACHE", "/nonexistent")
+            .output()
+            .expect("the program starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("make guest"), "{stderr}");
+    }
+}

@@ -1,0 +1,180 @@
+//! A guest that is frozen, whose process ends, and that goes on in another process, loses nothing.
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+
+use squib_tests::{Snapshot, Squib, all_to, counted};
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+/// Boots, counts to `last`, and is frozen at `last` / 2 ... in the first process.
+fn frozen(directory: &tempfile::TempDir, last: u32, cpus: u32) -> (Snapshot, String) {
+    let snapshot = Snapshot::new(directory, "first");
+    let outcome = Squib::run("bookworm-cloud", &format!("count {last} 0.05"))
+        .option("--cpus", cpus.to_string())
+        .snapshot_on(&format!("count {}", last / 2), &snapshot)
+        .outcome()
+        .expect(0);
+    assert_eq!(counted(&outcome.console), all_to(last / 2), "{outcome:?}");
+    (snapshot, outcome.console)
+}
+
+#[track_caller]
+fn goes_on(cpus: u32, backend: &str) {
+    let directory = directory();
+    let (snapshot, before) = frozen(&directory, 20, cpus);
+    let after = Squib::restore(&snapshot).option("--backend", backend).outcome().expect(0).console;
+    assert_eq!(counted(&(before + &after)), all_to(20), "after the restore: {after}");
+    assert!(after.contains("squib-guest: commands ended with 0"), "{after}");
+}
+
+#[test]
+fn the_count_goes_on() {
+    goes_on(1, "map");
+}
+
+#[test]
+fn the_count_goes_on_when_memory_is_copied() {
+    goes_on(1, "copy");
+}
+
+#[test]
+fn the_count_goes_on_with_four_vcpus() {
+    goes_on(4, "map");
+}
+
+/// All secondaries come back: each of four processes, pinned to a vCPU of its own, finishes its own sum.
+#[test]
+fn four_busy_vcpus_finish_their_work() {
+    let directory = directory();
+    let snapshot = Snapshot::new(&directory, "busy");
+    let work = "sum() { i=0; t=0; while [ $i -lt 20000 ]; do i=$((i+1)); t=$((t+i)); done; echo sum $1 is $t; }; \
+                for c in 0 1 2 3; do sum $c & taskset -p $((1<<c)) $! >/dev/null; done; sleep 0.3; echo busy; wait; echo all done";
+    Squib::run("bookworm-cloud", work).option("--cpus", "4").snapshot_on("busy", &snapshot).outcome().expect(0);
+    let mut outcome = Squib::restore(&snapshot).outcome().expect(0).expect_console("all done");
+    for cpu in 0..4 {
+        outcome = outcome.expect_console(&format!("sum {cpu} is 200010000"));
+    }
+}
+
+#[test]
+fn continuing_after_the_snapshot_changes_neither_side() {
+    let directory = directory();
+    let snapshot = Snapshot::new(&directory, "first");
+    let all = Squib::run("bookworm-cloud", "count 20 0.05")
+        .snapshot_on("count 10", &snapshot)
+        .option("--then", "continue")
+        .arg("--json")
+        .outcome()
+        .expect(0);
+    assert_eq!(counted(&all.console), all_to(20), "{all:?}");
+    let event = all.event("snapshot");
+    assert_eq!(event["ram_bytes"], 256 << 20);
+    assert_eq!(event["memory_file_bytes"], 256 << 20);
+    assert!(event["memory_disk_bytes"].as_u64().expect("a number") < 256 << 20, "zero pages are holes: {event}");
+    // Twice: a restore only reads.
+    for _ in 0..2 {
+        let again = Squib::restore(&snapshot).outcome().expect(0);
+        assert_eq!(counted(&("count 10".to_owned() + &again.console)), (10..=20).collect::<Vec<_>>(), "{again:?}");
+    }
+}
+
+/// One guest, frozen and brought back again and again, each time in a new process.
+fn rounds(rounds: u32) {
+    let directory = directory();
+    let last = rounds + 2;
+    let mut from = Snapshot::new(&directory, "0");
+    let first = Squib::run("bookworm-cloud", &format!("count {last} 0.02")).option("--cpus", "2");
+    let mut console = first.snapshot_on("count 1", &from).outcome().expect(0).console;
+    for round in 2..=rounds {
+        let to = Snapshot::new(&directory, &round.to_string());
+        let restore = Squib::restore(&from).option("--snapshot-on", format!("count {round}"));
+        console +=
+            &restore.option("--state-out", &to.state).option("--memory-out", &to.memory).outcome().expect(0).console;
+        fs::remove_file(&from.memory).expect("the memory file is there");
+        from = to;
+    }
+    console += &Squib::restore(&from).outcome().expect(0).console;
+    assert_eq!(counted(&console), all_to(last), "{console}");
+}
+
+#[test]
+fn ten_rounds_lose_nothing() {
+    rounds(10);
+}
+
+#[cfg(feature = "long")]
+#[test]
+fn fifty_rounds_lose_nothing() {
+    rounds(50);
+}
+
+#[test]
+fn the_guests_clock_is_monotonic() {
+    let directory = directory();
+    let snapshot = Snapshot::new(&directory, "clock");
+    let watch = "while read up idle </proc/uptime && [ ${up%.*} -lt 6 ]; do echo up $up; sleep 0.05; done";
+    let before = Squib::run("bookworm-cloud", &format!("{watch}; echo clock done")).snapshot_on("up 3.", &snapshot);
+    let before = before.outcome().expect(0).console;
+    // The guest stands still for these two seconds and must not see them.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let console = before + &Squib::restore(&snapshot).outcome().expect(0).expect_console("clock done").console;
+    let times: Vec<f64> = console.lines().filter_map(|line| line.strip_prefix("up ")?.parse().ok()).collect();
+    assert!(times.len() > 20, "{console}");
+    for pair in times.windows(2) {
+        assert!(pair[0] <= pair[1] && pair[1] - pair[0] < 1.5, "from {} to {}: {console}", pair[0], pair[1]);
+    }
+}
+
+#[test]
+fn a_snapshot_that_never_came_is_an_error() {
+    let directory = directory();
+    let snapshot = Snapshot::new(&directory, "never");
+    let run = Squib::run("bookworm-cloud", "true").snapshot_on("no such text", &snapshot).outcome();
+    run.expect_error(&["no snapshot was taken", "no such text"]);
+    assert!(!snapshot.state.exists() && !snapshot.memory.exists());
+}
+
+#[test]
+fn damaged_files_are_refused_with_a_plain_line() {
+    let directory = directory();
+    let (snapshot, _) = frozen(&directory, 4, 1);
+
+    // One flipped bit in the state.
+    let whole = fs::read(&snapshot.state).expect("the state file");
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    fs::write(&snapshot.state, &flipped).expect("writable");
+    Squib::restore(&snapshot).outcome().expect_error(&["CRC"]);
+    // A state that ends too early, and none.
+    fs::write(&snapshot.state, &whole[..whole.len() / 3]).expect("writable");
+    Squib::restore(&snapshot).outcome().expect_error(&[]);
+    fs::write(&snapshot.state, b"").expect("writable");
+    Squib::restore(&snapshot).outcome().expect_error(&["short"]);
+    fs::remove_file(&snapshot.state).expect("there");
+    Squib::restore(&snapshot).outcome().expect_error(&["first.state"]);
+    fs::write(&snapshot.state, &whole).expect("writable");
+
+    // A memory file that is too short, and none.
+    let memory = fs::OpenOptions::new().write(true).open(&snapshot.memory).expect("the memory file");
+    let length = memory.metadata().expect("its size").len();
+    memory.set_len(length - 4096).expect("truncated");
+    Squib::restore(&snapshot).outcome().expect_error(&["first.mem"]);
+    memory.set_len(length).expect("its old length");
+    fs::rename(&snapshot.memory, directory.path().join("elsewhere")).expect("renamed");
+    Squib::restore(&snapshot).outcome().expect_error(&["first.mem"]);
+}
+
+#[test]
+fn the_memory_of_another_snapshot_is_refused() {
+    let directory = directory();
+    let (snapshot, _) = frozen(&directory, 4, 1);
+    // A byte of RAM that nothing protects but the checksums; read whole, so that every range is looked at.
+    let mut memory = fs::OpenOptions::new().write(true).open(&snapshot.memory).expect("the memory file");
+    memory.seek(SeekFrom::Start(200 << 20)).expect("inside");
+    memory.write_all(b"\x55").expect("written");
+    drop(memory);
+    Squib::restore(&snapshot).option("--backend", "copy").outcome().expect_error(&["first.mem"]);
+}
