@@ -4,6 +4,7 @@
 //! [`Next::Lookup`].
 
 use super::handler::{bit, bits, end_handlers, pick, sign_extend, sized};
+use super::pauth;
 use crate::engine::cpu::Cpu;
 use crate::engine::op::{Decoded, Handler, Next, Op, slot};
 
@@ -45,6 +46,7 @@ fn register(insn: u32) -> Option<Op> {
         (0, 0, 0) => br,
         (1, 0, 0) => blr,
         (2, 0, 0) => br,
+        (0 | 1 | 2 | 8 | 9, 2 | 3, _) => return pauth::decode_branch(insn),
         _ => return None,
     };
     Some(Op { rn: slot::src(insn >> 5), ..Op::new(run, insn) })

@@ -1,9 +1,9 @@
 //! Data processing, register (C4.1.95): logic, arithmetic, flag manipulation, conditional compare and select, and the
 //! one-, two- and three-source instructions.
 
-use super::crc;
 use super::dp_immediate::mov_reg;
 use super::handler::{bit, bits, extend_reg, handlers, pick, shift_reg, sized};
+use super::{crc, pauth};
 use crate::engine::cpu::Cpu;
 use crate::engine::op::{Decoded, Handler, Next, Op, slot};
 
@@ -118,6 +118,7 @@ fn one_source(insn: u32) -> Option<Op> {
     }
     match bits(insn, 20, 16) {
         0 => {}
+        1 if sf => return pauth::decode_one_source(insn),
         _ => return None,
     }
     let run = match opcode {
@@ -142,6 +143,7 @@ fn two_source(insn: u32) -> Option<Op> {
         2 => pick!(div, [sf; bool], [false; bool]),
         3 => pick!(div, [sf; bool], [true; bool]),
         8..=11 => pick!(shift_var, [sf; bool], [opcode & 3; 4]),
+        12 if sf => return Some(pauth::decode_pacga(insn)),
         16..=23 if sf == (opcode & 3 == 3) => pick!(crc32, [bit(opcode, 2); bool], [opcode & 3; 4]),
         _ => return None,
     };

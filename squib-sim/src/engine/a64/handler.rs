@@ -37,8 +37,8 @@ macro_rules! end_handlers {
     )*};
 }
 
-/// The instance of a handler whose const parameters are the given values: `pick!(add, [sf: bool], [shift: 0 1 2])`.
-/// Every parameter is given with the values it may take; a value outside of them takes the last.
+/// The instance of a handler whose const parameters are the given values: `pick!(add, [sf; bool], [shift; 4])`.
+/// Every parameter is given as `value; bool` or `value; n` for 0 to n - 1. A type parameter stands in front: `pick!(load <T>, ...)`.
 macro_rules! pick {
     (@ $f:ident [$($done:tt)*]) => { $f::<$($done)*> as crate::engine::op::Handler };
     (@ $f:ident [$($done:tt)*] [$v:expr; bool] $($rest:tt)*) => {
@@ -93,6 +93,7 @@ macro_rules! pick {
             _ => pick!(@ $f [$($done)* 15,] $($rest)*),
         }
     };
+    ($f:ident <$t:ty>, $([$($param:tt)*]),+) => { pick!(@ $f [$t,] $([$($param)*])+) };
     ($f:ident, $([$($param:tt)*]),+) => { pick!(@ $f [] $([$($param)*])+) };
 }
 

@@ -5,6 +5,8 @@ mod crc;
 mod dp_immediate;
 mod dp_register;
 mod handler;
+mod load_store;
+pub mod pauth;
 
 use super::op::Decoded;
 use super::simd;
@@ -18,7 +20,11 @@ pub fn decode(insn: u32) -> Option<Decoded> {
         8 | 9 => dp_immediate::decode(insn),
         10 | 11 => branch::decode(insn),
         5 | 13 => dp_register::decode(insn),
+        4 | 6 | 12 | 14 => load_store::decode(insn),
         7 | 15 => simd::decode(insn),
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Pointer authentication (FEAT_PAuth): adding, checking and stripping codes, and the branches and loads that check.
+//!
+//! The cipher is the implementation's choice (ID_AA64ISAR1_EL1.API/GPI): a multiplicative hash over pointer, modifier and the
+//! whole 128-bit key, cheap and unsuited to keep secrets from anyone but an honest guest. A code that does not fit puts the
+//! error code into the pointer (no FEAT_FPAC, no EnhancedPAC), so that its use faults.
+
+use super::handler::{bit, bits, end_handlers, handlers, pick, sign_extend};
+use super::load_store::{base, trapping_handlers};
+use crate::engine::cpu::{Cpu, Privilege, Trap};
+use crate::engine::op::{Decoded, Next, Op, slot};
+
+/// The four keys for pointers, numbered as the instructions' opcodes have them. Even keys are "A", odd ones "B"; from 2 on
+/// they are for data.
+mod key {
+    pub const IA: u32 = 0;
+    pub const IB: u32 = 1;
+    pub const DA: u32 = 2;
+    pub const DB: u32 = 3;
+}
+
+/// What TCR_EL1 says about the half of the address space a pointer belongs to.
+struct Layout {
+    /// Lowest bit of the code.
+    bottom: u32,
+    /// The top byte is a tag, not part of the code.
+    tbi: bool,
+}
+
+impl Layout {
+    /// The bits of the code: from the bottom to 54, and the top byte when it is not a tag. Bit 55 selects the half.
+    fn mask(&self) -> u64 {
+        let low = (1 << 55) - (1 << self.bottom);
+        if self.tbi { low } else { low | 0xff << 56 }
+    }
+
+    /// `ptr` with its half's own extension bits in the place of the code.
+    fn strip(&self, ptr: u64) -> u64 {
+        if ptr >> 55 & 1 != 0 { ptr | self.mask() } else { ptr & !self.mask() }
+    }
+}
+
+/// `ComputePAC`.
+fn compute_pac(ptr: u64, modifier: u64, key: [u64; 2]) -> u64 {
+    let mut hash = (ptr ^ key[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ hash >> 32 ^ modifier).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash = (hash ^ hash >> 32 ^ key[1]).wrapping_mul(0xca5a_8263_9512_1157);
+    hash ^ hash >> 32
+}
+
+impl Cpu {
+    /// `CalculateBottomPACBit` and `EffectiveTBI` for the half of the address space `upper` selects.
+    fn pac_layout(&self, upper: bool, data: bool) -> Layout {
+        let tcr = self.sys.tcr;
+        // (TxSZ, TBI, TBID) of the half.
+        let (tsz, tbi, tbid) = if upper { (tcr >> 16, 38, 52) } else { (tcr, 37, 51) };
+        // Out of range values are taken as the nearest in range.
+        let tsz = (tsz & 0x3f).clamp(16, 39);
+        let tbi = tcr >> tbi & 1 != 0 && (data || tcr >> tbid & 1 == 0);
+        Layout { bottom: 64 - tsz as u32, tbi }
+    }
+
+    /// The key, or `None` when SCTLR_EL1 does not enable the instructions of this key.
+    #[inline]
+    fn pac_key<const KEY: u32>(&self) -> Option<[u64; 2]> {
+        // EnIA, EnIB, EnDA, EnDB.
+        let enable = [31, 30, 27, 13][KEY as usize];
+        if self.sys.sctlr >> enable & 1 == 0 {
+            return None;
+        }
+        Some(match KEY {
+            0 => self.sys.apia,
+            1 => self.sys.apib,
+            2 => self.sys.apda,
+            _ => self.sys.apdb,
+        })
+    }
+
+    /// `AddPACIA` and its like.
+    #[inline]
+    fn add_pac<const KEY: u32>(&self, ptr: u64, modifier: u64) -> u64 {
+        match self.pac_key::<KEY>() {
+            Some(key) => self.add_pac_with(ptr, modifier, key, KEY >= 2),
+            None => ptr,
+        }
+    }
+
+    /// `AddPAC`.
+    fn add_pac_with(&self, ptr: u64, modifier: u64, key: [u64; 2], data: bool) -> u64 {
+        // With tags in use in either half bit 55 selects it, otherwise bit 63.
+        let (lower, upper) = (self.pac_layout(false, data), self.pac_layout(true, data));
+        let select = if lower.tbi || upper.tbi { 55 } else { 63 };
+        let selected = ptr >> select & 1 != 0;
+        let bottom = if selected { upper.bottom } else { lower.bottom };
+        // TBI is always taken from bit 55's half.
+        let tbi = if ptr >> 55 & 1 != 0 { upper.tbi } else { lower.tbi };
+        let layout = Layout { bottom, tbi };
+        let half = 1 << 55;
+        let mask = layout.mask();
+        let extended = if selected { ptr | mask | half } else { ptr & !mask & !half };
+        let mut pac = compute_pac(extended, modifier, key);
+        // A pointer that is not canonical gets a code that will not authenticate.
+        let extension = ptr & (mask | half);
+        if extension != 0 && extension != mask | half {
+            pac ^= 1 << if tbi { 54 } else { 62 };
+        }
+        extended & !mask | pac & mask
+    }
+
+    /// `AuthIA` and its like.
+    #[inline]
+    pub(super) fn authenticate<const KEY: u32>(&self, ptr: u64, modifier: u64) -> u64 {
+        match self.pac_key::<KEY>() {
+            Some(key) => self.auth_with(ptr, modifier, key, KEY >= 2, KEY & 1 != 0),
+            None => ptr,
+        }
+    }
+
+    /// `Auth`.
+    fn auth_with(&self, ptr: u64, modifier: u64, key: [u64; 2], data: bool, key_b: bool) -> u64 {
+        let layout = self.pac_layout(ptr >> 55 & 1 != 0, data);
+        let original = layout.strip(ptr);
+        let pac = compute_pac(original, modifier, key);
+        if (pac ^ ptr) & layout.mask() == 0 {
+            return original;
+        }
+        let error_code = if key_b { 2 } else { 1 };
+        let place = if layout.tbi { 53 } else { 61 };
+        original & !(3 << place) | error_code << place
+    }
+
+    /// `Strip`.
+    fn strip_pac(&self, ptr: u64, data: bool) -> u64 {
+        self.pac_layout(ptr >> 55 & 1 != 0, data).strip(ptr)
+    }
+}
+
+/// The one-source forms: PACIA to AUTDB (modifier in Rn, which may be SP), PACIZA to AUTDZB (modifier 0), XPACI, XPACD.
+pub(super) fn decode_one_source(insn: u32) -> Option<Op> {
+    let opcode = bits(insn, 15, 10);
+    // Rn = 31 is demanded where there is no modifier, and as ZR supplies its zero.
+    if opcode & 8 != 0 || opcode >= 16 {
+        (bits(insn, 9, 5) == 31).then_some(())?;
+    }
+    let run = match opcode {
+        0..=15 => pick!(pac_or_auth, [bit(opcode, 2); bool], [opcode & 3; 4]),
+        16 => xpac::<false>,
+        17 => xpac::<true>,
+        _ => return None,
+    };
+    let rn = if opcode & 8 != 0 { slot::ZR } else { slot::sp(insn >> 5) };
+    Some(Op { rd: slot::dst(insn), rn, ..Op::new(run, insn) })
+}
+
+/// PACGA.
+pub(super) fn decode_pacga(insn: u32) -> Op {
+    Op { rd: slot::dst(insn), rn: slot::src(insn >> 5), rm: slot::sp(insn >> 16), ..Op::new(pacga, insn) }
+}
+
+/// The forms in the hint space, by `CRm:op2` (the hint's number): PACIA1716, PACIASP, AUTIAZ, XPACLRI, ... They are on X30
+/// with modifier SP or zero, or on X17 with modifier X16.
+pub fn decode_hint(insn: u32) -> Option<Decoded> {
+    let hint = bits(insn, 11, 5);
+    let pac_auth = |auth: bool, key_b: bool, rd: u8, rn: u8| {
+        let run = pick!(pac_or_auth, [auth; bool], [u32::from(key_b); 4]);
+        Some(Decoded::plain(Op { rd, rn, ..Op::new(run, insn) }))
+    };
+    let (auth, key_b) = (hint & 4 != 0, hint & 2 != 0);
+    match hint {
+        7 => Some(Decoded::plain(Op { rd: 30, ..Op::new(xpac::<false>, insn) })),
+        8 | 10 | 12 | 14 => pac_auth(auth, key_b, 17, 16),
+        24 | 26 | 28 | 30 => pac_auth(auth, key_b, 30, slot::ZR),
+        25 | 27 | 29 | 31 => pac_auth(auth, key_b, 30, slot::SP),
+        _ => None,
+    }
+}
+
+/// BRAA, BRAAZ, BLRAA, BLRAAZ, RETAA and their B-key forms.
+pub(super) fn decode_branch(insn: u32) -> Option<Op> {
+    let (rn, rm) = (bits(insn, 9, 5), bits(insn, 4, 0));
+    let key_b = bit(insn, 10);
+    let (run, rm) = match bits(insn, 24, 21) {
+        0 if rm == 31 => (pick!(branch_auth, [false; bool], [key_b; bool]), slot::ZR),
+        1 if rm == 31 => (pick!(branch_auth, [true; bool], [key_b; bool]), slot::ZR),
+        2 if rn == 31 && rm == 31 => {
+            let op = Op { rn: 30, rm: slot::SP, ..Op::new(pick!(branch_auth, [false; bool], [key_b; bool]), insn) };
+            return Some(op);
+        }
+        8 => (pick!(branch_auth, [false; bool], [key_b; bool]), slot::sp(rm)),
+        9 => (pick!(branch_auth, [true; bool], [key_b; bool]), slot::sp(rm)),
+        _ => return None,
+    };
+    Some(Op { rn: slot::src(rn), rm, ..Op::new(run, insn) })
+}
+
+/// LDRAA, LDRAB.
+pub(super) fn decode_load(insn: u32) -> Option<Decoded> {
+    if bits(insn, 31, 30) != 3 || bit(insn, 26) || !bit(insn, 10) {
+        return None;
+    }
+    let imm = sign_extend(bits(insn, 22, 22) << 9 | bits(insn, 20, 12), 10) << 3;
+    let run = pick!(load_authenticated, [bit(insn, 23); bool], [bit(insn, 11); bool]);
+    Some(Decoded::plain(Op { imm, rd: slot::dst(insn), rn: slot::sp(insn >> 5), ..Op::new(run, insn) }))
+}
+
+/// The target of ERETAA (B key: ERETAB): ELR_EL1 authenticated with modifier SP.
+pub fn authenticate_return(cpu: &Cpu, target: u64, key_b: bool) -> u64 {
+    let modifier = cpu.x[usize::from(slot::SP)];
+    if key_b {
+        cpu.authenticate::<{ key::IB }>(target, modifier)
+    } else {
+        cpu.authenticate::<{ key::IA }>(target, modifier)
+    }
+}
+
+handlers! {
+    fn pac_or_auth<const AUTH: bool, const KEY: u32>(cpu, o) {
+        let (ptr, modifier) = (cpu.reg(o.rd), cpu.reg(o.rn));
+        let result = if AUTH { cpu.authenticate::<KEY>(ptr, modifier) } else { cpu.add_pac::<KEY>(ptr, modifier) };
+        cpu.set_reg(o.rd, result);
+    }
+    fn xpac<const DATA: bool>(cpu, o) { cpu.set_reg(o.rd, cpu.strip_pac(cpu.reg(o.rd), DATA)); }
+    fn pacga(cpu, o) {
+        let pac = compute_pac(cpu.reg(o.rn), cpu.reg(o.rm), cpu.sys.apga);
+        cpu.set_reg(o.rd, pac & !0xffff_ffff);
+    }
+}
+
+end_handlers! {
+    fn branch_auth<const LINK: bool, const B: bool>(cpu, o) {
+        let (ptr, modifier) = (cpu.reg(o.rn), cpu.reg(o.rm));
+        let target = if B {
+            cpu.authenticate::<{ key::IB }>(ptr, modifier)
+        } else {
+            cpu.authenticate::<{ key::IA }>(ptr, modifier)
+        };
+        if LINK {
+            cpu.x[30] = cpu.pc_of(o).wrapping_add(4);
+        }
+        cpu.branch_to(target)
+    }
+}
+
+trapping_handlers! {
+    fn load_authenticated[const B: bool, const WRITE_BACK: bool][B, WRITE_BACK](cpu, o) {
+        let base = base(cpu, o)?;
+        let base = if B { cpu.authenticate::<{ key::DB }>(base, 0) } else { cpu.authenticate::<{ key::DA }>(base, 0) };
+        let address = base.wrapping_add(o.imm);
+        let value = cpu.load::<u64>(address, Privilege::Current)?;
+        cpu.set_reg(o.rd, value);
+        if WRITE_BACK {
+            cpu.set_reg(o.rn, address);
+        }
+    }
+}
