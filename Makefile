@@ -5,22 +5,34 @@
 CARGO ?= cargo
 # A cargo that checks and links for aarch64-apple-darwin on other systems. On a Mac the plain one does that.
 MACOS_CARGO ?= $(wildcard ../shared/macos-cross/cargo-macos)
+# SIM=1 on a Mac: the software stand-in in place of Hypervisor.framework.
+SIM ?=
+features = $(if $(SIM),--features sim)
+squib = $${CARGO_TARGET_DIR:-target}/release/squib
+os := $(shell uname -s)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build guest minimal-kernel root-disk deps fmt lint docs unit macos bench clean-guests
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos bench
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: guest ## boot, count, freeze, end the process, resume in a new one, go on counting
-	$(CARGO) build --locked --release -p squib-cli
-	@target=$${CARGO_TARGET_DIR:-target}; "$$target/release/squib" demo
+demo: check-host guest build ## boot, count, freeze, end the process, resume in a new one, go on counting
+	@$(squib) demo
 
-test: ## the whole suite, real kernels included; this is what CI runs
-	@./tests/suite.sh
+test: check-host ## the whole suite, real kernels included; this is what CI runs
+	@SIM=$(SIM) MACOS_CARGO=$(MACOS_CARGO) tests/suite.sh
 
 build: ## the squib program: target/release/squib
-	$(CARGO) build --locked --release -p squib-cli
+	$(CARGO) build --locked --release -p squib-cli $(features)
+ifeq ($(os),Darwin)
+	@squib-cli/macos/sign.sh "$(squib)"
+endif
+
+check-host:
+ifneq ($(SIM),1)
+	@squib-cli/macos/check.sh
+endif
 
 guest: ## get the default guest: Debian's arm64 cloud kernel and an initramfs
 	@guest-images/fetch.sh bookworm-cloud >/dev/null
@@ -38,30 +50,24 @@ fmt: ## formatting, as CI checks it
 	$(CARGO) fmt --all --check
 
 lint: ## clippy, warnings are errors
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets $(features) -- -D warnings
 
 docs: ## the API documentation, broken links are errors
-	RUSTDOCFLAGS='-D warnings -D rustdoc::broken_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps
+	RUSTDOCFLAGS='-D warnings -D rustdoc::broken_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps $(features)
 
 unit: ## cargo test alone; the guests must be there
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace $(features)
 
-macos: ## check, lint and link for aarch64-apple-darwin
-	@if [ -n "$(MACOS_CARGO)" ]; then \
-	    "$(MACOS_CARGO)" clippy --locked --workspace --all-targets -- -D warnings && \
-	    "$(MACOS_CARGO)" test --locked --workspace --no-run; \
-	elif [ "$$(uname -sm)" = "Darwin arm64" ]; then \
-	    echo "this is the Mac: lint and unit are the check"; \
-	else \
-	    echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; \
-	fi
+macos: ## check, lint and link for aarch64-apple-darwin on another system
+	@[ -n "$(MACOS_CARGO)" ] || { echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; }
+	$(MACOS_CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(MACOS_CARGO) test --locked --workspace --no-run
 
 test-kernels: ## boot every known Debian kernel and the minimal one, and the long guest tests
 	guest-images/fetch.sh bookworm-cloud bookworm-generic trixie-cloud trixie-generic sid-cloud sid-generic
 	guest-images/minimal-kernel.sh
 	guest-images/rootfs.sh
-	$(CARGO) test --locked -p squib-cli -p squib-tests --features squib-tests/long
+	$(CARGO) test --locked -p squib-cli -p squib-tests --features squib-tests/long $(features)
 
-bench: guest ## boot time beside qemu-system-aarch64, same run
-	$(CARGO) build --locked --release -p squib-cli
-	@target=$${CARGO_TARGET_DIR:-target}; "$$target/release/squib" bench boot
+bench: check-host guest build ## boot time beside qemu-system-aarch64, same run
+	@$(squib) bench boot

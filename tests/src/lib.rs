@@ -37,6 +37,11 @@ pub fn program() -> PathBuf {
             panic!("{} is older than {source}: cargo build -p squib-cli", program.display());
         }
     }
+    #[cfg(target_os = "macos")]
+    {
+        let sign = Path::new(env!("CARGO_MANIFEST_DIR")).join("../squib-cli/macos/sign.sh");
+        assert!(Command::new(sign).arg(&program).status().is_ok_and(|status| status.success()), "signed");
+    }
     program
 }
 
