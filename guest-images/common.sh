@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2034 # sourced; what it sets is used there
 # Shared by the scripts of this directory: where guests are cached, how to say things, and a private apt tree for arm64.
 # Sourced, not run. POSIX sh.
 
@@ -72,6 +73,7 @@ apt_cache() { apt-cache -c "$apt_root/apt.conf" "$@"; }
 # lists and options alike); variables win.
 apt_sources() {
     known='(oldoldstable|oldstable|stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky)'
+    # shellcheck disable=SC2016 # apt's placeholders
     targets=$(apt-get indextargets --format '$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)' 'Created-By: Packages' 2>/dev/null | sort -u)
     main=$(printf '%s\n' "$targets" | grep -E "\|$known\|main\|" | head -n1)
     security=$(printf '%s\n' "$targets" | grep -E "\|$known(-security|/updates)\|main\|" | head -n1)

@@ -2,7 +2,7 @@
 # `make test`: the whole suite, step by step, with one closing summary in the manner of `cargo test`. Every step runs even when an
 # earlier one failed; the exit code is 0 only when all passed. Logs: target/suite/.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 
 logs=${CARGO_TARGET_DIR:-target}/suite
 mkdir -p "$logs"
