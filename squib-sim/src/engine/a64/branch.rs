@@ -8,7 +8,8 @@ use super::pauth;
 use crate::engine::cpu::Cpu;
 use crate::engine::op::{Decoded, Handler, Next, Op, slot};
 
-/// Decodes the branches of the group `insn<28:26>` = 101; exception generation and system instructions are not among them.
+/// Decodes the branches of the group `insn<28:26>` = 101, and pointer authentication in the hint space; exception generation
+/// and all other system instructions have a module of their own.
 pub(super) fn decode(insn: u32) -> Option<Decoded> {
     let op = match bits(insn, 31, 29) {
         0 | 4 => {
@@ -21,6 +22,7 @@ pub(super) fn decode(insn: u32) -> Option<Decoded> {
             Op { imm: offset, ..Op::new(pick!(b_cond, [insn & 15; 16]), insn) }
         }
         6 if bit(insn, 25) => register(insn)?,
+        6 => return pauth::decode_hint(insn),
         _ => return None,
     };
     Some(Decoded::end(op))

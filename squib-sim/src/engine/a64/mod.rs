@@ -1,4 +1,5 @@
-//! Decoding of A64, and the handlers of everything but FP and AdvSIMD data processing.
+//! Decoding of A64, and the handlers of everything but the system group, and FP and AdvSIMD data processing and structure
+//! accesses.
 
 mod branch;
 mod crc;
@@ -8,8 +9,9 @@ mod handler;
 mod load_store;
 pub mod pauth;
 
+pub use dp_register::decode_cfinv;
+
 use super::op::Decoded;
-use super::simd;
 use handler::bits;
 
 /// Decodes one instruction; `None` when it is unallocated, or belongs to a feature the ID registers do not announce.
@@ -21,7 +23,6 @@ pub fn decode(insn: u32) -> Option<Decoded> {
         10 | 11 => branch::decode(insn),
         5 | 13 => dp_register::decode(insn),
         4 | 6 | 12 | 14 => load_store::decode(insn),
-        7 | 15 => simd::decode(insn),
         _ => None,
     }
 }

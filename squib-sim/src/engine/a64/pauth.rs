@@ -157,8 +157,11 @@ pub(super) fn decode_pacga(insn: u32) -> Op {
 }
 
 /// The forms in the hint space, by `CRm:op2` (the hint's number): PACIA1716, PACIASP, AUTIAZ, XPACLRI, ... They are on X30
-/// with modifier SP or zero, or on X17 with modifier X16.
-pub fn decode_hint(insn: u32) -> Option<Decoded> {
+/// with modifier SP or zero, or on X17 with modifier X16. What is unallocated among these numbers is a NOP like every hint.
+pub(super) fn decode_hint(insn: u32) -> Option<Decoded> {
+    if insn & 0xffff_f01f != 0xd503_201f {
+        return None;
+    }
     let hint = bits(insn, 11, 5);
     let pac_auth = |auth: bool, key_b: bool, rd: u8, rn: u8| {
         let run = pick!(pac_or_auth, [auth; bool], [u32::from(key_b); 4]);
@@ -170,6 +173,7 @@ pub fn decode_hint(insn: u32) -> Option<Decoded> {
         8 | 10 | 12 | 14 => pac_auth(auth, key_b, 17, 16),
         24 | 26 | 28 | 30 => pac_auth(auth, key_b, 30, slot::ZR),
         25 | 27 | 29 | 31 => pac_auth(auth, key_b, 30, slot::SP),
+        9 | 11 | 13 | 15 => Some(Decoded::plain(Op::new(nop, insn))),
         _ => None,
     }
 }
@@ -218,6 +222,7 @@ handlers! {
         let result = if AUTH { cpu.authenticate::<KEY>(ptr, modifier) } else { cpu.add_pac::<KEY>(ptr, modifier) };
         cpu.set_reg(o.rd, result);
     }
+    fn nop(cpu, _o) {}
     fn xpac<const DATA: bool>(cpu, o) { cpu.set_reg(o.rd, cpu.strip_pac(cpu.reg(o.rd), DATA)); }
     fn pacga(cpu, o) {
         let pac = compute_pac(cpu.reg(o.rn), cpu.reg(o.rm), cpu.sys.apga);

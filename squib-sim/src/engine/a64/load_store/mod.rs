@@ -14,13 +14,11 @@ mod single;
 use super::handler::{bit, bits, handlers};
 use crate::engine::cpu::{Cpu, Trap};
 use crate::engine::op::{Decoded, Next, Op, slot};
-use crate::engine::simd;
 
 /// Decodes the group, `insn<27>` = 1 and `insn<25>` = 0.
 pub(super) fn decode(insn: u32) -> Option<Decoded> {
     match (bits(insn, 29, 28), bit(insn, 26), bit(insn, 24)) {
         (0, false, false) => exclusive_or_ordered(insn),
-        (0, true, _) if !bit(insn, 31) => simd::decode(insn),
         (1, _, false) => single::decode_literal(insn),
         (2, ..) => pair::decode(insn),
         (3, _, true) => single::decode_unsigned_offset(insn),
