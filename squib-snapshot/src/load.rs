@@ -1,0 +1,152 @@
+//! Reading a state file back, and describing one to a person.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use semver::Version;
+
+use crate::envelope::{SNAPSHOT_VERSION, Snapshot, read_limited};
+use crate::error::{Result, SnapshotError, at};
+use crate::state::MicrovmState;
+
+/// A state that was read and found fit to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadedSnapshot {
+    /// The machine.
+    pub state: MicrovmState,
+    /// Version of the file it came from.
+    pub source_version: Version,
+}
+
+/// Loads a state file.
+///
+/// # Errors
+/// [`SnapshotError::Io`] if the file cannot be read, those of [`Snapshot::load`], and [`SnapshotError::Incompatible`].
+pub fn load(state_path: &Path) -> Result<LoadedSnapshot> {
+    let mut file = File::open(state_path).map_err(at("open", state_path))?;
+    let snapshot: Snapshot<MicrovmState> = Snapshot::load(&mut file)?;
+    snapshot.data.verify_compatible()?;
+    Ok(LoadedSnapshot { source_version: snapshot.header.version, state: snapshot.data })
+}
+
+/// What a state file says, for people and for tools.
+#[derive(Debug, Clone)]
+pub struct SnapshotDescription {
+    /// The file described.
+    pub state_path: PathBuf,
+    /// Its magic.
+    pub magic: u64,
+    /// Its version.
+    pub version: Version,
+    /// Version of this build.
+    pub expected_version: Version,
+    /// Number of vCPUs.
+    pub vcpu_count: usize,
+    /// RAM in MiB.
+    pub mem_size_mib: u64,
+    /// Whether the machine tracks dirty pages.
+    pub track_dirty_pages: bool,
+    /// Kind, id and slot of each device.
+    pub devices: Vec<(String, String, u32)>,
+    /// Whether the machine has a metadata service.
+    pub mmds_present: bool,
+    /// Where the memory file is by convention: the state path with its extension replaced by `mem`.
+    pub inferred_memory_path: Option<PathBuf>,
+    /// Whether something is there.
+    pub inferred_memory_exists: bool,
+    /// Its length in bytes.
+    pub inferred_memory_size: Option<u64>,
+    /// Whether the checksum of the state file is right.
+    pub crc_ok: bool,
+}
+
+/// Describes a state file, even one whose checksum is wrong.
+///
+/// # Errors
+/// [`SnapshotError::Io`] if the file cannot be read, and those of [`Snapshot::load_without_crc_check`].
+pub fn describe(state_path: &Path) -> Result<SnapshotDescription> {
+    let mut file = File::open(state_path).map_err(at("open", state_path))?;
+    let bytes = read_limited(&mut file)?;
+    let (snapshot, crc_ok) = match Snapshot::<MicrovmState>::load_from_slice(&bytes) {
+        Ok(snapshot) => (snapshot, true),
+        Err(SnapshotError::CrcMismatch) => {
+            (Snapshot::load_without_crc_check(&bytes[..bytes.len().saturating_sub(8)])?, false)
+        }
+        Err(e) => return Err(e),
+    };
+    let inferred = state_path.extension().map(|_| state_path.with_extension("mem"));
+    let metadata = inferred.as_ref().and_then(|p| p.metadata().ok());
+    let state = snapshot.data;
+    Ok(SnapshotDescription {
+        state_path: state_path.to_path_buf(),
+        magic: snapshot.header.magic,
+        version: snapshot.header.version,
+        expected_version: SNAPSHOT_VERSION,
+        vcpu_count: state.vcpu_states.len(),
+        mem_size_mib: state.vm_info.mem_size_mib,
+        track_dirty_pages: state.vm_info.track_dirty_pages,
+        devices: state.device_states.devices.into_iter().map(|d| (d.kind, d.id, d.mmio_slot)).collect(),
+        mmds_present: state.mmds_state.is_some(),
+        inferred_memory_exists: metadata.is_some(),
+        inferred_memory_size: metadata.map(|m| m.len()),
+        inferred_memory_path: inferred,
+        crc_ok,
+    })
+}
+
+impl SnapshotDescription {
+    /// An object with the fields' names as keys.
+    pub fn to_json(&self) -> serde_json::Value {
+        let path = |p: &PathBuf| p.to_string_lossy().into_owned();
+        let devices: Vec<_> = self
+            .devices
+            .iter()
+            .map(|(kind, id, slot)| serde_json::json!({"kind": kind, "id": id, "mmio_slot": slot}))
+            .collect();
+        serde_json::json!({
+            "state_path": path(&self.state_path),
+            "magic": format!("{:#018x}", self.magic),
+            "version": self.version.to_string(),
+            "expected_version": self.expected_version.to_string(),
+            "vcpu_count": self.vcpu_count,
+            "mem_size_mib": self.mem_size_mib,
+            "track_dirty_pages": self.track_dirty_pages,
+            "devices": devices,
+            "mmds_present": self.mmds_present,
+            "inferred_memory_path": self.inferred_memory_path.as_ref().map(path),
+            "inferred_memory_exists": self.inferred_memory_exists,
+            "inferred_memory_size": self.inferred_memory_size,
+            "crc_ok": self.crc_ok,
+        })
+    }
+
+    /// Text for a terminal.
+    pub fn human(&self) -> String {
+        let mut text = format!("snapshot: {}\n", self.state_path.display());
+        let mut line = |label: &str, value: String| text.push_str(&format!("  {:<21}{value}\n", format!("{label}:")));
+        line("magic", format!("{:#018x}", self.magic));
+        line("version", self.version.to_string());
+        if self.version != self.expected_version {
+            line("expected (squib)", self.expected_version.to_string());
+        }
+        line("vcpu_count", self.vcpu_count.to_string());
+        line("mem_size_mib", self.mem_size_mib.to_string());
+        line("track_dirty_pages", self.track_dirty_pages.to_string());
+        line("devices", self.devices.len().to_string());
+        for (kind, id, slot) in &self.devices {
+            text.push_str(&format!("    - {kind}: {id} (slot {slot})\n"));
+        }
+        let mut line = |label: &str, value: String| text.push_str(&format!("  {:<21}{value}\n", format!("{label}:")));
+        line("mmds_present", self.mmds_present.to_string());
+        if let Some(path) = &self.inferred_memory_path {
+            let status = match (self.inferred_memory_exists, self.inferred_memory_size) {
+                (false, _) => "(MISSING)".to_string(),
+                (true, Some(size)) => format!("({size} bytes)"),
+                (true, None) => "(present)".to_string(),
+            };
+            line("memory file", format!("{} {status}", path.display()));
+        }
+        line("crc_ok", if self.crc_ok { "yes" } else { "NO" }.to_string());
+        text
+    }
+}
