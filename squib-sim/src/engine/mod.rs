@@ -10,6 +10,7 @@ pub mod cpu;
 mod debug;
 pub mod decode;
 pub mod exception;
+pub mod fp;
 pub mod memory;
 pub mod mmu;
 pub mod op;
