@@ -155,7 +155,7 @@ pub(super) fn div_slow<F: Format>(e: &mut Env, x: u64, y: u64) -> u64 {
         let sticky = u128::from(numerator % denominator != 0);
         let exp = a.exp - b.exp - up as i32;
         let rounding = e.rounding();
-        round::<F>(e, sign, numerator / denominator | sticky, exp, rounding)
+        round::<F>(e, sign, (numerator / denominator) | sticky, exp, rounding)
     }
 }
 

@@ -194,7 +194,7 @@ fn adv_simd_expand_imm(op_bit: u32, cmode: u32, imm8: u32) -> u64 {
         6 => splat32(if cmode & 1 == 0 { imm << 8 | 0xff } else { imm << 16 | 0xffff }),
         _ => match (cmode & 1, op_bit) {
             (0, 0) => imm * 0x0101_0101_0101_0101,
-            (0, _) => (0..8).fold(0, |r, i| r | (imm >> i & 1) * 0xff << (8 * i)),
+            (0, _) => (0..8).fold(0, |r, i| r | ((imm >> i & 1) * 0xff) << (8 * i)),
             (_, 0) => splat32(fp_immediate(imm8, 2)),
             (_, _) => fp_immediate(imm8, 3),
         },

@@ -148,7 +148,7 @@ pub unsafe fn scalar<O: FpFn, F: Format>(cpu: &mut Cpu, op: *const Op) -> Next {
 /// Element `i` of a register.
 #[inline(always)]
 pub fn element<F: Format>(v: u128, i: u32) -> u64 {
-    (v >> (i * F::BITS & 127)) as u64 & F::ONES
+    (v >> ((i * F::BITS) & 127)) as u64 & F::ONES
 }
 
 /// By element: `imm` of an op that has an index.

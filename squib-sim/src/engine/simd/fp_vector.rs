@@ -8,10 +8,8 @@ use crate::engine::op::Decoded;
 pub fn three_same(insn: u32, width: Width, a: u32, opcode: u32, size: u32) -> Option<Decoded> {
     let u = insn >> 29 & 1;
     let scalar = matches!(width, Width::Scalar(_));
-    let in_scalar = match (u, opcode, a) {
-        (0, 0b011 | 0b100, 0) | (0, 0b111, _) | (1, 0b010, 1) | (1, 0b100 | 0b101, _) => true,
-        _ => false,
-    };
+    let in_scalar =
+        matches!((u, opcode, a), (0, 0b011 | 0b100, 0) | (0, 0b111, _) | (1, 0b010, 1) | (1, 0b100 | 0b101, _));
     if scalar && !in_scalar {
         return None;
     }

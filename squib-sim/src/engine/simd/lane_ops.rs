@@ -63,12 +63,12 @@ lane_fns! {
         }
         L::of(r)
     };
-    SHAdd = |d, n, m, k, q| L::of((s(n) + s(m) >> 1) as u64);
-    UHAdd = |d, n, m, k, q| L::of((u(n) + u(m) >> 1) as u64);
-    SRHAdd = |d, n, m, k, q| L::of((s(n) + s(m) + 1 >> 1) as u64);
-    URHAdd = |d, n, m, k, q| L::of((u(n) + u(m) + 1 >> 1) as u64);
-    SHSub = |d, n, m, k, q| L::of((s(n) - s(m) >> 1) as u64);
-    UHSub = |d, n, m, k, q| L::of((u(n) - u(m) >> 1) as u64);
+    SHAdd = |d, n, m, k, q| L::of(((s(n) + s(m)) >> 1) as u64);
+    UHAdd = |d, n, m, k, q| L::of(((u(n) + u(m)) >> 1) as u64);
+    SRHAdd = |d, n, m, k, q| L::of(((s(n) + s(m) + 1) >> 1) as u64);
+    URHAdd = |d, n, m, k, q| L::of(((u(n) + u(m) + 1) >> 1) as u64);
+    SHSub = |d, n, m, k, q| L::of(((s(n) - s(m)) >> 1) as u64);
+    UHSub = |d, n, m, k, q| L::of(((u(n) - u(m)) >> 1) as u64);
     SQAdd = |d, n, m, k, q| sat_s(s(n) + s(m), q);
     UQAdd = |d, n, m, k, q| sat_u(u(n) + u(m), q);
     SQSub = |d, n, m, k, q| sat_s(s(n) - s(m), q);

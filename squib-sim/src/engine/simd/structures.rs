@@ -1,6 +1,8 @@
 //! AdvSIMD load/store structures: LD1..LD4, ST1..ST4 (multiple and single), LD1R..LD4R, without and with post-index.
 //!
-//! Registers and the base are written only after every access has succeeded.
+//! Registers and the base are written only after every access has succeeded. Memory is accessed in pieces of a register;
+//! where that is refused and the piece was not aligned, the elements are tried one by one, since the architecture asks for
+//! the alignment of elements only and names the failing one in FAR_EL1.
 
 use super::lanes::{Width, mask, set_v, v};
 use crate::engine::cpu::{Cpu, Privilege, Trap};
@@ -118,64 +120,79 @@ fn store_bytes<const BYTES: usize>(cpu: &mut Cpu, va: u64, x: u128) -> Result<()
     }
 }
 
+/// The base address.
+#[inline(always)]
+fn base(cpu: &mut Cpu, o: &Op) -> Result<u64, Trap> {
+    if o.rn == slot::SP {
+        cpu.check_sp_alignment()?;
+    }
+    Ok(cpu.x[usize::from(o.rn)])
+}
+
 /// Reads `N` registers' worth of consecutive memory.
 #[inline(always)]
-fn load_all<const N: usize, const BYTES: usize>(cpu: &mut Cpu, va: u64) -> Result<[u128; N], Trap> {
+fn load_all<const N: usize, const BYTES: usize>(cpu: &mut Cpu, o: &Op) -> Result<[u128; N], Trap> {
+    let va = base(cpu, o)?;
     let mut r = [0; N];
     for (i, r) in r.iter_mut().enumerate() {
-        *r = load_bytes::<BYTES>(cpu, va.wrapping_add((i * BYTES) as u64))?;
+        let va = va.wrapping_add((i * BYTES) as u64);
+        *r = match load_bytes::<BYTES>(cpu, va) {
+            Ok(x) => x,
+            Err(trap) if va.is_multiple_of(BYTES as u64) => return Err(trap),
+            Err(_) => load_elements::<BYTES>(cpu, va, o.insn >> 10 & 3)?,
+        };
     }
     Ok(r)
 }
 
-/// LD1 (multiple structures): registers follow each other in memory.
-///
-/// # Safety
-/// See [`Handler`].
-unsafe fn load_registers<const N: usize, const BYTES: usize>(cpu: &mut Cpu, op: *const Op) -> Next {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let o = &*op;
-        let va = cpu.x[usize::from(o.rn)];
-        match load_all::<N, BYTES>(cpu, va) {
-            Ok(values) => {
-                for (i, value) in values.into_iter().enumerate() {
-                    set_v(cpu, o.rd.wrapping_add(i as u8), value);
-                }
-                write_back(cpu, o);
-                Op::next(cpu, op)
-            }
-            Err(trap) => cpu.take_trap(op, trap),
-        }
+#[cold]
+#[inline(never)]
+fn load_elements<const BYTES: usize>(cpu: &mut Cpu, va: u64, scale: u32) -> Result<u128, Trap> {
+    let mut r = 0;
+    for at in (0..BYTES).step_by(1 << scale) {
+        r |= u128::from(load_element(cpu, va.wrapping_add(at as u64), scale)?) << (8 * at);
     }
+    Ok(r)
 }
 
-#[inline(always)]
-fn store_all<const N: usize, const BYTES: usize>(cpu: &mut Cpu, va: u64, values: [u128; N]) -> Result<(), Trap> {
-    for (i, value) in values.into_iter().enumerate() {
-        store_bytes::<BYTES>(cpu, va.wrapping_add((i * BYTES) as u64), value)?;
+#[cold]
+#[inline(never)]
+fn store_elements<const BYTES: usize>(cpu: &mut Cpu, va: u64, scale: u32, x: u128) -> Result<(), Trap> {
+    for at in (0..BYTES).step_by(1 << scale) {
+        store_element(cpu, va.wrapping_add(at as u64), scale, (x >> (8 * at)) as u64)?;
     }
     Ok(())
 }
 
-/// ST1 (multiple structures).
-///
-/// # Safety
-/// See [`Handler`].
-unsafe fn store_registers<const N: usize, const BYTES: usize>(cpu: &mut Cpu, op: *const Op) -> Next {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let o = &*op;
-        let va = cpu.x[usize::from(o.rn)];
-        let values = std::array::from_fn(|i| v(cpu, o.rd.wrapping_add(i as u8)));
-        match store_all::<N, BYTES>(cpu, va, values) {
-            Ok(()) => {
-                write_back(cpu, o);
-                Op::next(cpu, op)
-            }
-            Err(trap) => cpu.take_trap(op, trap),
+#[inline(always)]
+fn store_all<const N: usize, const BYTES: usize>(cpu: &mut Cpu, o: &Op, values: [u128; N]) -> Result<(), Trap> {
+    let va = base(cpu, o)?;
+    for (i, value) in values.into_iter().enumerate() {
+        let va = va.wrapping_add((i * BYTES) as u64);
+        match store_bytes::<BYTES>(cpu, va, value) {
+            Ok(()) => {}
+            Err(trap) if va.is_multiple_of(BYTES as u64) => return Err(trap),
+            Err(_) => store_elements::<BYTES>(cpu, va, o.insn >> 10 & 3, value)?,
         }
     }
+    Ok(())
+}
+
+#[inline(always)]
+fn load_registers_body<const N: usize, const BYTES: usize>(cpu: &mut Cpu, o: &Op) -> Result<(), Trap> {
+    for (i, value) in load_all::<N, BYTES>(cpu, o)?.into_iter().enumerate() {
+        set_v(cpu, o.rd.wrapping_add(i as u8), value);
+    }
+    write_back(cpu, o);
+    Ok(())
+}
+
+#[inline(always)]
+fn store_registers_body<const N: usize, const BYTES: usize>(cpu: &mut Cpu, o: &Op) -> Result<(), Trap> {
+    let values = std::array::from_fn(|i| v(cpu, o.rd.wrapping_add(i as u8)));
+    store_all::<N, BYTES>(cpu, o, values)?;
+    write_back(cpu, o);
+    Ok(())
 }
 
 /// Splits the structures in `memory` into registers: element e of register r is element `e * N + r` of memory.
@@ -206,8 +223,7 @@ fn interleave<const N: usize, const BYTES: usize>(registers: [u128; N], size: u3
 
 #[inline(never)]
 fn load_structures_body<const N: usize, const BYTES: usize>(cpu: &mut Cpu, o: &Op) -> Result<(), Trap> {
-    let va = cpu.x[usize::from(o.rn)];
-    let memory = load_all::<N, BYTES>(cpu, va)?;
+    let memory = load_all::<N, BYTES>(cpu, o)?;
     for (i, value) in deinterleave::<N, BYTES>(memory, o.insn >> 10 & 3).into_iter().enumerate() {
         set_v(cpu, o.rd.wrapping_add(i as u8), value);
     }
@@ -217,9 +233,8 @@ fn load_structures_body<const N: usize, const BYTES: usize>(cpu: &mut Cpu, o: &O
 
 #[inline(never)]
 fn store_structures_body<const N: usize, const BYTES: usize>(cpu: &mut Cpu, o: &Op) -> Result<(), Trap> {
-    let va = cpu.x[usize::from(o.rn)];
     let registers = std::array::from_fn(|i| v(cpu, o.rd.wrapping_add(i as u8)));
-    store_all::<N, BYTES>(cpu, va, interleave::<N, BYTES>(registers, o.insn >> 10 & 3))?;
+    store_all::<N, BYTES>(cpu, o, interleave::<N, BYTES>(registers, o.insn >> 10 & 3))?;
     write_back(cpu, o);
     Ok(())
 }
@@ -258,7 +273,7 @@ fn store_element(cpu: &mut Cpu, va: u64, scale: u32, x: u64) -> Result<(), Trap>
 /// Reads one element for each of up to four registers.
 fn load_single(cpu: &mut Cpu, o: &Op) -> Result<[u64; 4], Trap> {
     let (_, scale, registers) = single_fields(o.insn);
-    let va = cpu.x[usize::from(o.rn)];
+    let va = base(cpu, o)?;
     let mut elements = [0; 4];
     for (i, element) in (0..registers).zip(&mut elements) {
         *element = load_element(cpu, va.wrapping_add(u64::from(i) << scale), scale)?;
@@ -302,7 +317,7 @@ fn load_replicate_body(cpu: &mut Cpu, o: &Op) -> Result<(), Trap> {
 #[inline(never)]
 fn store_lane_body(cpu: &mut Cpu, o: &Op) -> Result<(), Trap> {
     let (lane, scale, registers) = single_fields(o.insn);
-    let va = cpu.x[usize::from(o.rn)];
+    let va = base(cpu, o)?;
     for i in 0..registers {
         let x = (v(cpu, o.rd.wrapping_add(i)) >> (lane << (scale + 3))) as u64;
         store_element(cpu, va.wrapping_add(u64::from(i) << scale), scale, x)?;
@@ -330,6 +345,10 @@ macro_rules! handlers {
 }
 
 handlers! {
+    /// LD1 (multiple structures): registers follow each other in memory.
+    load_registers<const N, const BYTES> = load_registers_body::<N, BYTES>;
+    /// ST1 (multiple structures).
+    store_registers<const N, const BYTES> = store_registers_body::<N, BYTES>;
     /// LD2, LD3, LD4 (multiple structures).
     load_structures<const N, const BYTES> = load_structures_body::<N, BYTES>;
     /// ST2, ST3, ST4 (multiple structures).
