@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod engine;
 pub mod gic;
 pub mod mach;

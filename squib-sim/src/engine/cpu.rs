@@ -4,6 +4,7 @@
 //! at any time without the guest noticing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::block::{Block, CodeCache};
 use super::exception::Fault;
@@ -12,6 +13,7 @@ use super::op::Op;
 use super::run::Exit;
 use super::shared::VcpuShared;
 use super::sysreg::SysRegs;
+use crate::control::{self, Counters};
 use crate::machine::Machine;
 
 /// Marker of a synchronous exception in the making; what it is stands in [`Cpu::fault`]. Zero-sized, so that the good path
@@ -119,14 +121,29 @@ pub struct Cpu {
     pub(crate) slow_mode: bool,
     /// The next instruction must be executed alone in its block.
     pub(crate) single: bool,
+    /// The slice must end exactly, not at the end of the block that uses it up.
+    pub(crate) exact: bool,
+    /// PC is on a WFI that has not been left yet.
+    pub(crate) waiting: bool,
+    /// Bits of physical address (ID_AA64MMFR0_EL1.PARange).
+    pub(crate) pa_bits: u32,
     /// The virtual timer.
     pub(crate) timer: super::timer::VirtualTimer,
     pub(crate) mmu: Box<Mmu>,
     pub(crate) code: CodeCache,
+    /// Instruction count and limit, as the host sees them.
+    pub(crate) counters: Arc<Counters>,
     /// The part of this vCPU other threads reach.
     pub shared: Arc<VcpuShared>,
     /// What the vCPUs have in common.
     pub machine: Arc<Machine>,
+}
+
+/// ID_AA64MMFR0_EL1.PARange for an IPA size, and the physical address size it stands for.
+fn pa_range(ipa_bits: u32) -> (u64, u32) {
+    const SIZES: [u32; 6] = [32, 36, 40, 42, 44, 48];
+    let range = SIZES.iter().rposition(|&size| size <= ipa_bits).unwrap_or(0);
+    (range as u64, SIZES[range])
 }
 
 impl Cpu {
@@ -134,6 +151,12 @@ impl Cpu {
     pub fn new(machine: Arc<Machine>, shared: Arc<VcpuShared>) -> Box<Cpu> {
         let mut mmu = Mmu::new();
         let (tlb, fetch) = mmu.reset_tables();
+        let counters = control::counters(shared.index);
+        counters.instructions.store(0, Ordering::SeqCst);
+        let (pa_range, pa_bits) = pa_range(machine.ipa_bits);
+        let mut sys = SysRegs::reset();
+        sys.id_aa64mmfr0 |= pa_range;
+        sys.mpidr |= shared.index as u64;
         let mut cpu = Box::new(Cpu {
             x: [0; 34],
             pc: 0,
@@ -161,7 +184,7 @@ impl Cpu {
             il: false,
             ss: false,
             exclusive: Exclusive::default(),
-            sys: SysRegs::reset(),
+            sys,
             sp_bank: [0; 2],
             fault: Fault::None,
             exit: Exit::Canceled,
@@ -172,9 +195,13 @@ impl Cpu {
             trap_debug_reg_accesses: false,
             slow_mode: false,
             single: false,
+            exact: false,
+            waiting: false,
+            pa_bits,
             timer: super::timer::VirtualTimer::default(),
             mmu,
             code: CodeCache::default(),
+            counters,
             shared,
             machine,
         });

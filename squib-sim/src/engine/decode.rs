@@ -8,7 +8,7 @@ use super::{a64, simd, system};
 pub fn decode(insn: u32) -> Decoded {
     let decoded = match insn >> 25 & 15 {
         0b0000..=0b0011 => None,
-        // Exception generation, system, ERET and DRPS; the PAuth hints belong to the branch family's owner.
+        // Exception generation, system instructions, ERET and DRPS.
         0b1010 | 0b1011 if system::claims(insn) => system::decode(insn),
         0b0110 if insn >> 31 == 0 && insn >> 29 & 1 == 0 => simd::decode(insn),
         0b0111 | 0b1111 => simd::decode(insn),

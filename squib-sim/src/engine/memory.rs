@@ -257,7 +257,7 @@ impl Cpu {
 
     pub(crate) fn access(&self, kind: Kind, privilege: Privilege) -> Access {
         let privileged = self.el == 1 && privilege == Privilege::Current;
-        Access { kind, privileged, pan: self.pan }
+        Access { kind, privileged, pan: self.pan, update: true }
     }
 
     /// Turns a failed walk for a data access into a fault; `bits` are further ISS bits (WnR, CM).

@@ -2,8 +2,6 @@
 //!
 //! Names follow the pseudocode of the Arm Architecture Reference Manual (DDI 0487).
 
-#![allow(dead_code)]
-
 pub mod a64;
 pub mod block;
 pub mod cpu;

@@ -101,13 +101,8 @@ impl Cpu {
         }
     }
 
-    /// Derives the engine's cached decisions again, after PSTATE or a system register they depend on has changed.
-    pub fn refresh(&mut self) {
-        let el0 = self.el == 0;
-        let fpen = self.sys.cpacr >> 20 & 3;
-        self.fp_enabled = if el0 { fpen == 3 } else { fpen & 1 == 1 };
-        let sa = if el0 { sctlr::SA0 } else { sctlr::SA };
-        self.sp_align_mask = if self.sys.sctlr & sa != 0 { 15 } else { 0 };
+    /// Derives again what depends on PSTATE.{D,A,I,F} alone.
+    pub(crate) fn interrupt_masks_changed(&mut self) {
         self.poll_mask = pending::EXIT | pending::REQUEST;
         if self.daif & 2 == 0 {
             self.poll_mask |= pending::IRQ | pending::IRQ_ONCE;
@@ -116,6 +111,16 @@ impl Cpu {
             self.poll_mask |= pending::FIQ | pending::FIQ_ONCE;
         }
         self.refresh_debug();
+    }
+
+    /// Derives the engine's cached decisions again, after PSTATE or a system register they depend on has changed.
+    pub fn refresh(&mut self) {
+        let el0 = self.el == 0;
+        let fpen = self.sys.cpacr >> 20 & 3;
+        self.fp_enabled = if el0 { fpen == 3 } else { fpen & 1 == 1 };
+        let sa = if el0 { sctlr::SA0 } else { sctlr::SA };
+        self.sp_align_mask = if self.sys.sctlr & sa != 0 { 15 } else { 0 };
+        self.interrupt_masks_changed();
         self.refresh_mmu();
     }
 }

@@ -14,7 +14,7 @@ use super::mmu::walk::Kind;
 use super::op::Next;
 use super::shared::{Request, VcpuShared, pending, wait_for};
 use super::syndrome::{ec, fsc, iss};
-use super::timer::{VTIMER_INTID, ctl};
+use super::timer::VTIMER_INTID;
 use crate::machine::Machine;
 
 /// Why [`Vcpu::run`] returned.
@@ -94,17 +94,23 @@ impl Cpu {
             self.shared.pending.fetch_and(!pending::EXIT, SeqCst);
             return Some(Exit::Canceled);
         }
-        let limit = self.shared.instruction_limit.load(Relaxed).saturating_sub(self.retired());
+        let limit = self.counters.limit.load(Relaxed).saturating_sub(self.retired());
         if limit == 0 && !self.exclusive.armed {
             return Some(Exit::Canceled);
         }
-        let raised = raised & self.poll_mask;
+        if self.waiting
+            && let Some(exit) = self.wait_for_interrupt()
+        {
+            return Some(exit);
+        }
+        let raised = self.shared.pending.load(SeqCst) & self.poll_mask;
         if raised & (pending::FIQ | pending::FIQ_ONCE) != 0 {
             self.take_interrupt(0x100);
         } else if raised & (pending::IRQ | pending::IRQ_ONCE) != 0 {
             self.take_interrupt(0x80);
         }
         let mut slice = SLICE as u64;
+        self.exact = self.machine.clock.is_deterministic() || limit < 2 * slice;
         if self.machine.clock.is_deterministic() {
             slice = self.ticks_to_timer().map_or(slice, |ticks| ticks.min(slice));
         }
@@ -121,7 +127,7 @@ impl Cpu {
             self.machine.clock.advance(retired - self.published);
         }
         self.published = retired;
-        self.shared.instructions.store(retired, Relaxed);
+        self.counters.instructions.store(retired, Relaxed);
     }
 
     /// Shows the timer's signal to the GIC, or to the host.
@@ -227,11 +233,11 @@ impl Cpu {
         loop {
             // SAFETY: `block` is live: blocks are freed by `clean` only, which runs outside of this function.
             let len = i64::from(unsafe { (*block).len });
-            if self.budget < len || self.shared.pending.load(Relaxed) & self.poll_mask != 0 {
-                if self.budget < len && self.budget > 0 {
-                    return self.step();
-                }
+            if self.shared.pending.load(Relaxed) & self.poll_mask != 0 || self.budget <= 0 {
                 return Next::Lookup;
+            }
+            if self.budget < len && self.exact {
+                return self.step();
             }
             self.budget -= len;
             self.block = block;
@@ -355,12 +361,6 @@ impl Cpu {
             return target;
         }
         (target << 8) as i64 as u64 >> 8 | if upper { 0xff << 56 } else { 0 }
-    }
-
-    /// The timer's registers have changed, or its mask or offset: ends the slice so that the loop looks at them.
-    pub(crate) fn timer_changed(&mut self) {
-        let _ = ctl::ENABLE;
-        self.end_slice();
     }
 
     /// Makes the run loop look up before the next block.

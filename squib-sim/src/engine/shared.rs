@@ -74,10 +74,6 @@ pub struct VcpuShared {
     parked: AtomicBool,
     park: Mutex<()>,
     wake: Condvar,
-    /// Instruction count at which run returns `Canceled` (`u64::MAX`: none).
-    pub(crate) instruction_limit: AtomicU64,
-    /// Instructions retired, as of the last time the run loop looked up.
-    pub(crate) instructions: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -97,8 +93,6 @@ impl VcpuShared {
             parked: AtomicBool::new(false),
             park: Mutex::default(),
             wake: Condvar::new(),
-            instruction_limit: AtomicU64::new(u64::MAX),
-            instructions: AtomicU64::new(0),
         })
     }
 

@@ -108,7 +108,7 @@ impl Cpu {
 
     /// `AuthIA` and its like.
     #[inline]
-    pub(super) fn authenticate<const KEY: u32>(&self, ptr: u64, modifier: u64) -> u64 {
+    pub(in crate::engine) fn authenticate<const KEY: u32>(&self, ptr: u64, modifier: u64) -> u64 {
         match self.pac_key::<KEY>() {
             Some(key) => self.auth_with(ptr, modifier, key, KEY >= 2, KEY & 1 != 0),
             None => ptr,

@@ -29,6 +29,8 @@ pub struct Access {
     pub privileged: bool,
     /// PSTATE.PAN applies.
     pub pan: bool,
+    /// The access flag and the dirty state may be updated.
+    pub update: bool,
 }
 
 /// What stage 1 makes of an address.
@@ -72,9 +74,6 @@ impl WalkFault {
     }
 }
 
-/// Physical address size (ID_AA64MMFR0_EL1.PARange = 2).
-const OUTPUT_SIZE: u32 = 40;
-
 impl Cpu {
     /// Stage 2: the host address behind the 4 KiB page of `ipa`, and what the guest may do with it.
     pub(crate) fn stage2(&mut self, ipa: u64) -> Option<(u64, Perms)> {
@@ -103,7 +102,7 @@ impl Cpu {
     /// Translates `va` through stage 1, checks the access, and updates the descriptor where the guest has asked for that.
     pub fn walk(&mut self, va: u64, access: Access) -> Result<Translation, WalkFault> {
         if self.sys.sctlr & sctlr::M == 0 {
-            return Self::flat(va, access);
+            return self.flat(va);
         }
         let tcr = self.sys.tcr;
         let upper = va >> 55 & 1 == 1;
@@ -117,7 +116,7 @@ impl Cpu {
         if high != -i64::from(upper) || half(7, 23) & 1 == 1 {
             return Err(WalkFault::stage1(fsc::TRANSLATION, 0));
         }
-        let output_size = [32, 36, 40, 42, 44, 48, 48, 48][(tcr >> 32 & 7) as usize].min(OUTPUT_SIZE);
+        let output_size = [32, 36, 40, 42, 44, 48, 48, 48][(tcr >> 32 & 7) as usize].min(self.pa_bits);
         let hierarchical = half(41, 42) & 1 == 0;
 
         let levels = (input_size - page_shift).div_ceil(stride);
@@ -169,7 +168,7 @@ impl Cpu {
                 if tcr & 1 << 39 == 0 {
                     return Err(WalkFault::stage1(fsc::ACCESS_FLAG, level));
                 }
-                wanted |= 1 << 10;
+                wanted |= u64::from(access.update) << 10;
             }
             let dirty_managed = tcr & 1 << 40 != 0 && descriptor >> 51 & 1 == 1;
             let el0 = descriptor >> 6 & 1 == 1 && !no_el0;
@@ -192,7 +191,7 @@ impl Cpu {
             if !allowed {
                 return Err(WalkFault::stage1(fsc::PERMISSION, level));
             }
-            let dirties = access.kind == Kind::Write && !writable_now;
+            let dirties = access.kind == Kind::Write && !writable_now && access.update;
             if dirties {
                 wanted &= !(1 << 7);
             }
@@ -222,9 +221,8 @@ impl Cpu {
     }
 
     /// Stage 1 off: addresses are physical, data is Device-nGnRnE, everything is allowed (D8.2.9).
-    fn flat(va: u64, access: Access) -> Result<Translation, WalkFault> {
-        let _ = access;
-        if va >> OUTPUT_SIZE != 0 {
+    fn flat(&self, va: u64) -> Result<Translation, WalkFault> {
+        if va >> self.pa_bits != 0 {
             return Err(WalkFault::stage1(fsc::ADDRESS_SIZE, 0));
         }
         Ok(Translation { ipa: va, read: true, write: true, attr: 0, shareability: 2, local: true, shift: 12 })

@@ -1,0 +1,83 @@
+//! WFI and WFE.
+//!
+//! A waiting vCPU stays on its WFI: an exit in the middle of the wait leaves PC there, and the next run waits on. With a GIC
+//! the wait is inside the run loop, without one (or by the switch) WFI leaves to the host.
+
+use super::{ending, plain};
+use crate::engine::cpu::{Cpu, Trap};
+use crate::engine::op::{Next, Op};
+use crate::engine::pstate::sctlr;
+use crate::engine::run::Exit;
+use crate::engine::shared::pending;
+use crate::engine::syndrome::ec;
+use std::sync::atomic::Ordering::SeqCst;
+
+/// COND = 0b1110 and CV = 1, as for every A64 instruction.
+const ISS: u32 = 1 << 24 | 0xe << 20;
+
+impl Cpu {
+    fn check_wfx_trap(&mut self, enabled: u64, trapped_instruction: u32) -> Result<(), Trap> {
+        if self.el == 0 && self.sys.sctlr & enabled == 0 {
+            return Err(self.guest_fault(ec::WFX, ISS | trapped_instruction, None));
+        }
+        if self.machine.config.wfx_exits || self.machine.gic.get().is_none() {
+            return Err(self.host_fault(ec::WFX, ISS | trapped_instruction));
+        }
+        Ok(())
+    }
+
+    /// Waits, PC on a WFI, until an interrupt is pending, masked or not; then the WFI retires.
+    pub(crate) fn wait_for_interrupt(&mut self) -> Option<Exit> {
+        loop {
+            let raised = self.shared.pending.load(SeqCst);
+            if raised & pending::REQUEST != 0 {
+                self.serve_requests();
+            }
+            if let Some(exit) = self.update_timer() {
+                return Some(exit);
+            }
+            let raised = self.shared.pending.load(SeqCst);
+            if raised & pending::WAKE != 0 {
+                break;
+            }
+            if raised & pending::EXIT != 0 {
+                self.shared.pending.fetch_and(!pending::EXIT, SeqCst);
+                return Some(Exit::Canceled);
+            }
+            let ticks = self.ticks_to_timer();
+            match ticks {
+                Some(ticks) if self.machine.clock.is_deterministic() => self.machine.clock.advance(ticks),
+                _ => {
+                    let timeout = ticks.map(|ticks| self.machine.clock.duration(ticks));
+                    self.shared.park(pending::WAKE | pending::EXIT | pending::REQUEST, timeout);
+                }
+            }
+        }
+        self.pc = self.pc.wrapping_add(4);
+        self.waiting = false;
+        // The WFI itself: the slice is over, so one more instruction is one more before its end.
+        self.slice_end = self.retired() + 1;
+        self.budget = 0;
+        None
+    }
+}
+
+ending! {
+    fn wfi(cpu, op) {
+        cpu.check_wfx_trap(sctlr::NTWI, 0)?;
+        cpu.pc = cpu.pc.wrapping_sub(4);
+        cpu.unretire(u32::from(op.off) / 4);
+        cpu.waiting = true;
+        cpu.end_slice();
+        Ok(Next::Lookup)
+    }
+}
+
+plain! {
+    /// The event register is not kept: WFE always completes, after having given the processor away once.
+    fn wfe(cpu, _op) {
+        cpu.check_wfx_trap(sctlr::NTWE, 1)?;
+        std::thread::yield_now();
+        Ok(())
+    }
+}
