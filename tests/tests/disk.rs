@@ -1,0 +1,80 @@
+//! A Debian root on an ext4 disk, through virtio-blk: its programs run, writes survive a snapshot in their middle, a
+//! read-only disk stays as it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use squib_tests::{QUICK_BOOT, Snapshot, Squib, image};
+
+/// A guest whose commands run in the Debian root on a private copy of the disk.
+fn debian(disk: &Path, extra: &str, commands: &str) -> Squib {
+    Squib::new("run")
+        .option("--kernel", image("bookworm-cloud/Image", "make guest"))
+        .option("--initrd", image("bookworm-cloud/initramfs.cpio", "make guest"))
+        .option("--cmdline", format!("{QUICK_BOOT} squib.root=/dev/vda {extra} run=\"{commands}\""))
+        .option("--memory", "512")
+        .option("--timeout", "240")
+        .option("--disk", disk)
+}
+
+fn copy_of_root(directory: &tempfile::TempDir) -> PathBuf {
+    let copy = directory.path().join("root.ext4");
+    fs::copy(image("debian-root/bookworm.ext4", "make root-disk"), &copy).expect("the disk is copied");
+    copy
+}
+
+#[test]
+fn debians_programs_run() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let disk = copy_of_root(&directory);
+    let commands = "apt --version; perl -e 'print 6*7, qq(\\n)'; python3 -c 'print(sum(range(1000)))'; \
+                    cd /root; tar -czf etc.tgz /etc 2>/dev/null && gzip -t etc.tgz && echo the archive is sound; \
+                    echo squib | sha256sum; echo written >/root/mark";
+    let outcome = debian(&disk, "", commands).outcome().expect(0);
+    let outcome = outcome.expect_console("apt 2.").expect_console("\n42\n").expect_console("\n499500\n");
+    let digest = "7732f6fb9b9b42da5faf8c420a2920f64912f99a9e5d78d2996f750472a8728d";
+    let outcome = outcome.expect_console(digest);
+    outcome.expect_console("the archive is sound").expect_console("squib-guest: commands ended with 0");
+    // What one guest wrote, the next one reads.
+    debian(&disk, "", "cat /root/mark").outcome().expect(0).expect_console("written\n");
+}
+
+#[test]
+fn a_read_only_disk_is_read_only() {
+    let disk = image("debian-root/bookworm.ext4", "make root-disk");
+    let before = fs::metadata(&disk).and_then(|data| data.modified()).expect("the disk's time");
+    let read_only = PathBuf::from(format!("{},ro", disk.display()));
+    let outcome = debian(
+        &read_only,
+        "squib.ro",
+        "touch /root/x || echo refused; dd if=/dev/zero of=/dev/vda count=1 || echo refused too",
+    );
+    outcome.outcome().expect(0).expect_console("refused\n").expect_console("refused too\n");
+    assert_eq!(fs::metadata(&disk).and_then(|data| data.modified()).expect("the disk's time"), before);
+}
+
+/// Frozen in the middle of disk writes; the restored guest finishes them and what it reads back is what it wrote.
+#[test]
+fn a_snapshot_in_the_middle_of_disk_writes_loses_none() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let disk = copy_of_root(&directory);
+    let snapshot = Snapshot::new(&directory, "writing");
+    let commands = "cd /root; for i in 1 2 3 4 5 6; do openssl rand 1000000 >r$i; sha256sum r$i >>sums; \
+                    dd if=r$i of=c$i bs=64k conv=fsync 2>/dev/null; echo block $i; done; \
+                    sync; echo 3 >/proc/sys/vm/drop_caches; sed 's/ r/ c/' sums | sha256sum -c --quiet && echo all is there";
+    debian(&disk, "", commands).snapshot_on("block 3", &snapshot).outcome().expect(0);
+    let outcome = Squib::restore(&snapshot).option("--timeout", "240").outcome().expect(0);
+    outcome.expect_console("block 6").expect_console("all is there");
+}
+
+#[cfg(feature = "long")]
+#[test]
+fn stress_ng_verifies() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let disk = copy_of_root(&directory);
+    let commands = "openssl speed -seconds 1 sha256 aes-128-cbc 2>/dev/null | tail -3; \
+                    for s in 'cpu 2 --cpu-method all' 'vm 1 --vm-bytes 64M' 'atomic 2' 'matrix 1' 'str 1'; do \
+                    stress-ng --verify -t 20 --$s || echo stressor $s failed; done; echo stress done";
+    let outcome = debian(&disk, "", commands).option("--cpus", "2").outcome().expect(0).expect_console("stress done");
+    assert!(!outcome.console.contains("failed"), "{outcome:?}");
+}
