@@ -1,0 +1,12 @@
+//! Short programs to copy from. Each is one file beside this one and one example of this package:
+//!
+//! | program | shows |
+//! |---|---|
+//! | `boot` | a guest with its console on the terminal |
+//! | `freeze` | a snapshot the moment the guest prints a text |
+//! | `resume` | the same guest going on in another process |
+//! | `inspect` | what a snapshot holds, read without any hypervisor |
+//!
+//! ```text
+//! cargo run -p squib-examples --example boot -- Image initramfs.cpio
+//! ```
