@@ -1,11 +1,23 @@
 //! The one error type of the program. Each prints as one plain line.
 
+use std::path::{Path, PathBuf};
+
+use squib_snapshot::SnapshotError;
+
 /// Why a command could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The machine.
     #[error(transparent)]
     Host(#[from] squib_host::Error),
+    /// A snapshot file.
+    #[error("{}{source}", about(path, source))]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SnapshotError,
+    },
     /// A file or a process.
     #[error("cannot {action}: {source}")]
     Io {
@@ -20,6 +32,11 @@ pub enum Error {
     /// Anything else, in words.
     #[error("{0}")]
     Message(String),
+}
+
+/// The file's name in front of a text that does not name it already.
+fn about(path: &Path, source: &SnapshotError) -> String {
+    if source.path().is_some() { String::new() } else { format!("{}: ", path.display()) }
 }
 
 /// Shorthand.

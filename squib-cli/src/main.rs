@@ -6,6 +6,7 @@
 mod bench;
 mod child;
 mod demo;
+mod describe;
 mod drive;
 mod error;
 mod exit;
@@ -53,6 +54,7 @@ struct Cli {
 enum Command {
     Run(run::Args),
     Restore(restore::Args),
+    Describe(describe::Args),
     Demo(demo::Args),
     Bench(bench::Args),
 }
@@ -61,6 +63,7 @@ fn main() -> Exit {
     let result = match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Restore(args) => restore::main(args),
+        Command::Describe(args) => describe::main(args),
         Command::Demo(args) => demo::main(args),
         Command::Bench(args) => bench::main(args),
     };

@@ -45,6 +45,7 @@ fn a_missing_file_is_one_plain_line_that_names_it() {
     for args in [
         &["run", "--kernel", "/nonexistent/Image"][..],
         &["restore", "--state", "/nonexistent/state", "--memory-file", "/nonexistent/mem"],
+        &["describe", "/nonexistent/state"],
     ] {
         let output = squib(args);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -56,7 +57,7 @@ fn a_missing_file_is_one_plain_line_that_names_it() {
 
 #[test]
 fn every_help_shows_examples() {
-    for command in [&["run"][..], &["restore"], &["demo"], &["bench", "boot"], &[]] {
+    for command in [&["run"][..], &["restore"], &["describe"], &["demo"], &["bench", "boot"], &[]] {
         let output = squib(&[command, &["--help"]].concat());
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "{command:?}");

@@ -1,0 +1,36 @@
+//! `squib describe`: what is in a snapshot, without restoring it.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::exit::Exit;
+
+const AFTER_HELP: &str = "\
+Examples:
+  squib describe vm.state
+  squib describe vm.state --json | jq .vcpu_count
+
+A damaged file is described as far as it can be read; `crc_ok` then says so.";
+
+/// Show what a snapshot holds.
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// The snapshot's state file
+    #[arg(value_name = "STATE")]
+    state: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn main(args: Args) -> Result<Exit> {
+    let description =
+        squib_snapshot::describe(&args.state).map_err(|source| Error::Snapshot { path: args.state, source })?;
+    match args.json {
+        true => println!("{:#}", description.to_json()),
+        false => println!("{}", description.human().trim_end()),
+    }
+    Ok(Exit::Done)
+}
