@@ -158,7 +158,7 @@ pub(super) fn decode_pacga(insn: u32) -> Op {
 
 /// The forms in the hint space, by `CRm:op2` (the hint's number): PACIA1716, PACIASP, AUTIAZ, XPACLRI, ... They are on X30
 /// with modifier SP or zero, or on X17 with modifier X16. What is unallocated among these numbers is a NOP like every hint.
-pub(super) fn decode_hint(insn: u32) -> Option<Decoded> {
+pub fn decode_hint(insn: u32) -> Option<Decoded> {
     if insn & 0xffff_f01f != 0xd503_201f {
         return None;
     }
