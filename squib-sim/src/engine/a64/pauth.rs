@@ -39,12 +39,15 @@ impl Layout {
     }
 }
 
-/// `ComputePAC`.
+/// `ComputePAC`. Every bit of the inputs reaches every bit of the result: a product folded in half spreads both up and down.
 fn compute_pac(ptr: u64, modifier: u64, key: [u64; 2]) -> u64 {
-    let mut hash = (ptr ^ key[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash = (hash ^ hash >> 32 ^ modifier).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    hash = (hash ^ hash >> 32 ^ key[1]).wrapping_mul(0xca5a_8263_9512_1157);
-    hash ^ hash >> 32
+    let fold = |value: u64, by: u64| {
+        let product = u128::from(value) * u128::from(by);
+        product as u64 ^ (product >> 64) as u64
+    };
+    let hash = fold(ptr ^ key[0], 0x9e37_79b9_7f4a_7c15) ^ modifier;
+    let hash = fold(hash, 0xd6e8_feb8_6659_fd93) ^ key[1];
+    fold(hash, 0xca5a_8263_9512_1157)
 }
 
 impl Cpu {

@@ -1,5 +1,8 @@
 //! Handlers against recorded answers and against the manual's own words; the decoder against a list of encodings.
 
+mod memory;
+mod pointer_auth;
+
 use std::sync::Arc;
 
 use super::decode;
