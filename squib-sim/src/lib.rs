@@ -12,6 +12,8 @@ pub mod config;
 pub mod control;
 pub mod engine;
 pub mod gic;
+mod host_memory;
+mod hv;
 pub mod mach;
 pub mod machine;
 pub mod stage2;

@@ -23,7 +23,7 @@ pub struct Machine {
     pub clock: Clock,
     /// The in-kernel interrupt controller, if one was created.
     pub gic: OnceLock<Gic>,
-    vcpus: RwLock<Vec<Arc<VcpuShared>>>,
+    vcpus: RwLock<Arc<[Arc<VcpuShared>]>>,
 }
 
 impl Machine {
@@ -37,46 +37,52 @@ impl Machine {
             stage2: Stage2::new(&config, ipa_bits),
             clock,
             gic: OnceLock::new(),
-            vcpus: RwLock::new(Vec::new()),
+            vcpus: RwLock::new(Arc::new([])),
         }
     }
 
+    /// All vCPUs, as of now.
+    pub fn vcpus(&self) -> Arc<[Arc<VcpuShared>]> {
+        self.vcpus.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
     /// Calls `visit` for every vCPU.
-    pub fn for_each_vcpu(&self, mut visit: impl FnMut(&VcpuShared)) {
-        let vcpus = self.vcpus.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        vcpus.iter().for_each(|vcpu| visit(vcpu));
+    pub fn for_each_vcpu(&self, visit: impl FnMut(&Arc<VcpuShared>)) {
+        self.vcpus().iter().for_each(visit);
     }
 
     /// The vCPU in slot `index`.
     pub fn vcpu(&self, index: usize) -> Option<Arc<VcpuShared>> {
-        let vcpus = self.vcpus.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        vcpus.iter().find(|vcpu| vcpu.index == index).cloned()
+        self.vcpus().iter().find(|vcpu| vcpu.index == index).cloned()
     }
 
     /// Enters a vCPU; there is none in its slot.
     pub fn add_vcpu(&self, vcpu: Arc<VcpuShared>) {
-        self.vcpus.write().unwrap_or_else(|poisoned| poisoned.into_inner()).push(vcpu);
+        let mut vcpus = self.vcpus.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *vcpus = vcpus.iter().cloned().chain([vcpu]).collect();
     }
 
     /// Takes the vCPU in slot `index` out.
     pub fn remove_vcpu(&self, index: usize) {
-        self.vcpus.write().unwrap_or_else(|poisoned| poisoned.into_inner()).retain(|vcpu| vcpu.index != index);
+        let mut vcpus = self.vcpus.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *vcpus = vcpus.iter().filter(|vcpu| vcpu.index != index).cloned().collect();
     }
 
-    /// Makes every vCPU forget its cached stage-2 translations, and returns when none uses an old one any more. The caller
-    /// is not inside `Vcpu::run`, and holds no lock that guest execution takes.
-    pub fn flush_stage2(&self) {
-        self.flush_stage2_range(0, u64::MAX, true);
-    }
-
-    /// The same for a range of addresses; `contents` when other memory is behind them now, not only other permissions.
-    pub fn flush_stage2_range(&self, ipa: u64, len: u64, contents: bool) {
+    /// Stage 2 has changed for a range: returns when no vCPU uses an old translation of it any more. `contents`: other memory
+    /// is there now, or none; otherwise only permissions have changed. The caller is not inside `Vcpu::run`, and holds no lock
+    /// that guest execution takes.
+    pub fn stage2_changed(&self, ipa: u64, len: u64, contents: bool) {
         self.broadcast(Request::Stage2 { ipa, len, contents }, true, None);
     }
 
     /// Posts `request` to all vCPUs but `except`; with `wait`, returns when none of them can violate it any more.
     pub fn broadcast(&self, request: Request, wait: bool, except: Option<usize>) {
-        let vcpus = self.vcpus.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        shared::broadcast(&vcpus, request, wait, except);
+        shared::broadcast(&self.vcpus(), request, wait, except);
+    }
+
+    /// Notes how host memory is protected now, for the switch that lets the guest feel it.
+    pub fn observe_host_protection(&self) {
+        self.stage2.observe_host_protection();
+        self.stage2_changed(0, self.stage2.ipa_size(), false);
     }
 }

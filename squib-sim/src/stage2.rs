@@ -5,16 +5,17 @@
 //! serialised by one lock and cost one store a page, or one a block. A table once made stays until the virtual machine
 //! ends, so a walk never meets freed memory.
 //!
-//! Changing the table does not reach the vCPUs' TLBs: [`Machine::flush_stage2`](crate::machine::Machine::flush_stage2)
+//! Changing the table does not reach the vCPUs' TLBs: [`Machine::stage2_changed`](crate::machine::Machine::stage2_changed)
 //! does, and whoever changes a mapping that was valid calls it before relying on the change.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
 
 use thiserror::Error;
 
-use crate::config::{Config, Granule, OverlappingMap};
+use crate::config::Config;
+use crate::host_memory::Protections;
 
 /// Stage-2 permissions of a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,9 +129,19 @@ struct Extents {
 pub struct Stage2 {
     ipa_size: u64,
     page_shift: u32,
-    overlapping: OverlappingMap,
     blocks: Box<[AtomicU64]>,
     extents: Mutex<Extents>,
+    /// Only with the switch that makes host protection felt: host ranges by IPA, and how the host had them protected when it
+    /// was last asked.
+    followed: Option<RwLock<Followed>>,
+}
+
+/// Host ranges whose protection the guest feels.
+#[derive(Default)]
+struct Followed {
+    /// IPA to end of range and host address.
+    ranges: BTreeMap<u64, (u64, u64)>,
+    protections: Protections,
 }
 
 impl Stage2 {
@@ -138,11 +149,9 @@ impl Stage2 {
     pub fn new(config: &Config, ipa_bits: u32) -> Stage2 {
         let ipa_size = 1u64 << ipa_bits;
         let blocks = (0..ipa_size.div_ceil(BLOCK_SIZE)).map(|_| AtomicU64::new(0)).collect();
-        let page_shift = match config.granule {
-            Granule::Kib16 => 14,
-            Granule::Kib4 => 12,
-        };
-        Stage2 { ipa_size, page_shift, overlapping: config.overlapping_map, blocks, extents: Mutex::default() }
+        let page_shift = config.granule.size().trailing_zeros();
+        let followed = config.host_mprotect.then(RwLock::default);
+        Stage2 { ipa_size, page_shift, blocks, extents: Mutex::default(), followed }
     }
 
     /// The granule in bytes.
@@ -167,11 +176,32 @@ impl Stage2 {
         if found & entry::VALID == 0 {
             return None;
         }
+        let mut perms = Perms(((found & entry::PERMS) >> entry::PERMS_SHIFT) as u8);
+        if let Some(followed) = &self.followed {
+            let followed = followed.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+            perms = perms & followed.at(ipa);
+        }
         Some(Stage2Page {
             host: ((found & entry::HOST) + (offset & !0xfff)) as *mut u8,
-            perms: Perms(((found & entry::PERMS) >> entry::PERMS_SHIFT) as u8),
+            perms,
             hangs: found & entry::HANGS != 0,
         })
+    }
+
+    /// The host range that has just been mapped, for the switch that makes its protection felt.
+    pub fn follow(&self, ipa: u64, size: u64, host: u64) {
+        if let Some(followed) = &self.followed {
+            let mut followed = followed.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            followed.ranges.insert(ipa, (ipa + size, host));
+            followed.protections = Protections::read();
+        }
+    }
+
+    /// Looks at how host memory is protected now.
+    pub fn observe_host_protection(&self) {
+        if let Some(followed) = &self.followed {
+            followed.write().unwrap_or_else(|poisoned| poisoned.into_inner()).protections = Protections::read();
+        }
     }
 
     fn page_index(&self, ipa: u64) -> usize {
@@ -192,35 +222,44 @@ impl Stage2 {
         if size != 0 && aligned && inside { Ok(()) } else { Err(Stage2Error::Misaligned) }
     }
 
-    /// Maps `size` bytes at `host` to `ipa`. `true` if something that was mapped has been replaced.
-    pub fn map(&self, host: *mut u8, ipa: u64, size: u64, perms: Perms, hangs: bool) -> Result<bool, Stage2Error> {
+    /// Maps `size` bytes at `host` to `ipa`, none of which is mapped.
+    pub fn map(&self, host: *mut u8, ipa: u64, size: u64, perms: Perms, hangs: bool) -> Result<(), Stage2Error> {
         self.check_range(ipa, size)?;
         if host as u64 & (self.granule() - 1) != 0 {
             return Err(Stage2Error::Misaligned);
         }
         let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let overlaps = extents.overlaps(ipa, ipa + size);
-        if overlaps {
-            if self.overlapping != OverlappingMap::Replace {
-                return Err(Stage2Error::Overlap);
-            }
-            extents.remove(ipa, ipa + size);
+        if extents.overlaps(ipa, ipa + size) {
+            return Err(Stage2Error::Overlap);
         }
         extents.insert(ipa, ipa + size);
         let bits = entry::VALID | u64::from(perms.0) << entry::PERMS_SHIFT | if hangs { entry::HANGS } else { 0 };
         self.update(&mut extents, ipa, size, |_, offset| (host as u64 + offset) | bits);
-        Ok(overlaps)
+        Ok(())
+    }
+
+    /// Whether any of a range is mapped.
+    pub fn is_mapped(&self, ipa: u64, size: u64) -> bool {
+        let extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        extents.overlaps(ipa, ipa + size)
+    }
+
+    /// Removes whatever is mapped in a range.
+    pub fn clear(&self, ipa: u64, size: u64) {
+        let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        extents.remove(ipa, ipa + size);
+        self.update(&mut extents, ipa, size, |_, _| 0);
     }
 
     /// Removes the mapping of a range, all of which must be mapped.
     pub fn unmap(&self, ipa: u64, size: u64) -> Result<(), Stage2Error> {
         self.check_range(ipa, size)?;
-        let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !extents.covers(ipa, ipa + size) {
             return Err(Stage2Error::NotMapped);
         }
-        extents.remove(ipa, ipa + size);
-        self.update(&mut extents, ipa, size, |_, _| 0);
+        drop(extents);
+        self.clear(ipa, size);
         Ok(())
     }
 
@@ -288,6 +327,24 @@ impl Stage2 {
         extents.tables.push(table);
         slot.store(new, Ordering::Release);
         new
+    }
+}
+
+impl Followed {
+    /// What the host's protection leaves of a page. Executing needs reading.
+    fn at(&self, ipa: u64) -> Perms {
+        let all = Perms::READ | Perms::WRITE | Perms::EXEC;
+        let range = self.ranges.range(..=ipa).next_back().filter(|(_, (end, _))| ipa < *end);
+        let Some((&start, &(_, host))) = range else {
+            return all;
+        };
+        match self.protections.at(host + (ipa - start)) {
+            // Gone altogether: the guest keeps the object.
+            None => all,
+            Some(perms) if !perms.readable() => Perms::NONE,
+            Some(perms) if perms.writable() => all,
+            Some(_) => Perms::READ | Perms::EXEC,
+        }
     }
 }
 
@@ -380,7 +437,7 @@ mod tests {
         fn agrees_with_a_flat_table(changes in prop::collection::vec((0u8..3, 0u64..40, 1u64..30, 0u8..8), 1..60)) {
             // Ranges around a block border, in steps of 1 MiB.
             const STEP: u64 = 1 << 20;
-            let stage2 = stage2(Config { overlapping_map: OverlappingMap::Replace, ..Config::default() });
+            let stage2 = stage2(Config::default());
             let mut flat = vec![None; 80];
             for (kind, start, length, perms) in changes {
                 let (ipa, size) = (start * STEP, length * STEP);
@@ -389,8 +446,14 @@ mod tests {
                 match kind {
                     0 => {
                         let host = HOST + u64::from(perms) * (1 << 32) + ipa;
-                        let replaced = flat[range.clone()].iter().any(Option::is_some);
-                        prop_assert_eq!(stage2.map(host as *mut u8, ipa, size, Perms(perms), false), Ok(replaced));
+                        let overlaps = flat[range.clone()].iter().any(Option::is_some);
+                        prop_assert_eq!(stage2.is_mapped(ipa, size), overlaps);
+                        let map = || stage2.map(host as *mut u8, ipa, size, Perms(perms), false);
+                        if overlaps {
+                            prop_assert_eq!(map(), Err(Stage2Error::Overlap));
+                            stage2.clear(ipa, size);
+                        }
+                        prop_assert_eq!(map(), Ok(()));
                         for (page, slot) in flat[range].iter_mut().enumerate() {
                             *slot = Some((host + page as u64 * STEP, Perms(perms)));
                         }

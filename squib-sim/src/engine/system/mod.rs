@@ -9,6 +9,8 @@ mod maintenance;
 mod registers;
 mod wait;
 
+pub use registers::{CLIDR, CTR};
+
 use super::cpu::Cpu;
 use super::op::{Decoded, Handler, Next, Op, slot};
 use super::syndrome::ec;

@@ -47,9 +47,9 @@ mod enc {
 }
 
 /// CTR_EL0: 64-byte lines, PIPT, DIC = IDC = 0: code needs both cleaning and invalidation.
-const CTR: u64 = 0x8444_c004;
+pub const CTR: u64 = 0x8444_c004;
 /// CLIDR_EL1: split level 1, unified level 2, coherency at level 2.
-const CLIDR: u64 = 1 << 27 | 2 << 24 | 1 << 21 | 4 << 3 | 3;
+pub const CLIDR: u64 = 1 << 27 | 2 << 24 | 1 << 21 | 4 << 3 | 3;
 /// FPCR bits that exist: AHP, DN, FZ, RMode, FZ16.
 const FPCR: u64 = 0x07c8_0000;
 /// FPSR bits that exist: QC and the cumulative exceptions.

@@ -1,0 +1,452 @@
+//! What a guest sees of host memory: the object behind an address, not the address.
+//!
+//! The framework shares the memory *object* a host range shows at map time; later changes of the host's own mapping
+//! (`mprotect`, `mmap(MAP_FIXED)`, `munmap`) do not reach the guest. To get the same on a host without such sharing, the
+//! stand-in keeps a second mapping of the object, its own, in a window of address space that mirrors the guest's physical
+//! address space: guest RAM that is contiguous for the guest is contiguous here, so neighbouring pages merge into one
+//! kernel mapping even when they are handed over one at a time.
+//!
+//! * Linux: `mremap(address, 0, size)` duplicates a shared mapping. Private mappings cannot be duplicated; the guest then
+//!   works on the host's own address, and a host that changes that mapping while the guest uses it is on its own.
+//! * macOS: `mach_vm_remap` without copy shares any object, private ones too.
+
+use std::ptr;
+
+use crate::stage2::Perms;
+
+/// How far beyond what was asked an object is duplicated, towards higher addresses: the pages that follow are then in place
+/// when they are mapped, and do not become a mapping each.
+#[cfg(target_os = "linux")]
+const AHEAD: u64 = 1 << 30;
+
+/// Why host memory cannot be given to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostMemoryError {
+    /// Some of the range is not mapped in this process.
+    NotMapped,
+    /// The range shows more than one object.
+    SeveralObjects,
+    /// The system refused for lack of memory or mappings.
+    NoResources,
+}
+
+/// The protection of a host range, of all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostProtection {
+    /// Readable throughout.
+    Readable,
+    /// Some of it is `PROT_NONE`.
+    None,
+}
+
+/// A window of reserved address space, as large as the guest's physical address space.
+pub struct Window {
+    base: *mut u8,
+    size: u64,
+}
+
+// SAFETY: the window is a range of addresses; what happens to it happens through system calls, which are atomic. Callers
+// serialise changes to the same range.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Reserves `size` bytes of addresses. `None` where the system has no room for that: everything then works on the host's
+    /// own addresses.
+    pub fn reserve(size: u64) -> Option<Window> {
+        let length = usize::try_from(size).ok()?;
+        // SAFETY: a new mapping at an address of the system's choice.
+        let base = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_NONE, RESERVE_FLAGS, -1, 0) };
+        (base != libc::MAP_FAILED).then_some(Window { base: base.cast(), size })
+    }
+
+    /// The address that stands for `ipa`.
+    fn at(&self, ipa: u64) -> *mut u8 {
+        // A pointer into the reserved range: callers check `ipa` against the IPA space, which is as large.
+        self.base.wrapping_add(ipa as usize)
+    }
+
+    /// Makes the object behind `host..host + size` visible at `ipa` of the window. `hole_end` is the end of the unmapped IPA
+    /// range around `ipa`: up to there the window is free.
+    ///
+    /// Returns the address the guest shall use, which is `host` itself for memory that cannot be duplicated, and the
+    /// permissions the object allows.
+    pub fn share(
+        &self,
+        host: *mut u8,
+        ipa: u64,
+        size: u64,
+        hole_end: u64,
+    ) -> Result<(*mut u8, Perms), HostMemoryError> {
+        let room = hole_end.min(self.size).saturating_sub(ipa);
+        debug_assert!(room >= size);
+        duplicate(host, self.at(ipa), size, room)
+    }
+
+    /// Gives the part of the window that stands for `start..end` back to the reserve.
+    pub fn release(&self, start: u64, end: u64) {
+        let (start, end) = (start.min(self.size), end.min(self.size));
+        if start < end {
+            let length = (end - start) as usize;
+            // SAFETY: replaces a part of the window, which is ours and which no stage-2 entry points into any more. Should
+            // the call fail, the old mapping stays, which is harmless.
+            unsafe {
+                libc::mmap(self.at(start).cast(), length, libc::PROT_NONE, RESERVE_FLAGS | libc::MAP_FIXED, -1, 0)
+            };
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the window was made by `reserve` with this size; the stage-2 table that pointed into it goes with it.
+        unsafe { libc::munmap(self.base.cast(), self.size as usize) };
+    }
+}
+
+const RESERVE_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+#[cfg(target_os = "linux")]
+fn duplicate(host: *mut u8, at: *mut u8, size: u64, room: u64) -> Result<(*mut u8, Perms), HostMemoryError> {
+    let all = Perms::READ | Perms::WRITE | Perms::EXEC;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let mut length = size.max(room.min(AHEAD)) as usize;
+    // SAFETY: an old size of 0 leaves the source as it is; the target lies in our window, in a part no stage-2 entry points
+    // into (`room` bytes), so replacing it takes memory from nobody. The duplicate may reach beyond the end of the object:
+    // nothing is mapped there at stage 2.
+    let mut new = unsafe { libc::mremap(host.cast(), 0, length, flags, at) };
+    if new == libc::MAP_FAILED && length != size as usize {
+        length = size as usize;
+        // SAFETY: as above.
+        new = unsafe { libc::mremap(host.cast(), 0, length, flags, at) };
+    }
+    if new == libc::MAP_FAILED {
+        return match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::EFAULT) => Err(HostMemoryError::NotMapped),
+            // EINVAL: the mapping is private. Its pages belong to this address and to no other.
+            Some(libc::EINVAL) => Ok((host, all)),
+            _ => Err(HostMemoryError::NoResources),
+        };
+    }
+    // The duplicate has the protection the host's mapping has now; the guest's is stage 2's business alone.
+    for (protection, perms) in [
+        (libc::PROT_READ | libc::PROT_WRITE, all),
+        // An object opened read-only cannot be written by the guest either.
+        (libc::PROT_READ, Perms::READ | Perms::EXEC),
+    ] {
+        // SAFETY: changes the protection of our own duplicate.
+        if unsafe { libc::mprotect(new, length, protection) } == 0 {
+            return Ok((new.cast(), perms));
+        }
+    }
+    Err(HostMemoryError::NoResources)
+}
+
+#[cfg(target_os = "macos")]
+fn duplicate(host: *mut u8, at: *mut u8, size: u64, _room: u64) -> Result<(*mut u8, Perms), HostMemoryError> {
+    use std::ffi::c_int;
+
+    const VM_FLAGS_FIXED: c_int = 0x0;
+    const VM_FLAGS_OVERWRITE: c_int = 0x4000;
+    const VM_INHERIT_NONE: u32 = 2;
+    unsafe extern "C" {
+        fn mach_vm_remap(
+            target: u32,
+            target_address: *mut u64,
+            size: u64,
+            mask: u64,
+            flags: c_int,
+            source: u32,
+            source_address: u64,
+            copy: c_int,
+            current_protection: *mut c_int,
+            maximum_protection: *mut c_int,
+            inheritance: u32,
+        ) -> c_int;
+        static mach_task_self_: u32;
+    }
+
+    let (mut address, mut current, mut maximum) = (at as u64, 0, 0);
+    // SAFETY: source and target task are this one; the target lies in our window, in a part no stage-2 entry points into;
+    // the results go to locals.
+    let result = unsafe {
+        mach_vm_remap(
+            mach_task_self_,
+            &mut address,
+            size,
+            0,
+            VM_FLAGS_FIXED | VM_FLAGS_OVERWRITE,
+            mach_task_self_,
+            host as u64,
+            0,
+            &mut current,
+            &mut maximum,
+            VM_INHERIT_NONE,
+        )
+    };
+    match result {
+        0 => {}
+        1 => return Err(HostMemoryError::NotMapped),
+        _ => return Err(HostMemoryError::NoResources),
+    }
+    let protection = maximum & (libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: changes the protection of our own duplicate.
+    if unsafe { libc::mprotect(at.cast(), size as usize, protection) } != 0 {
+        return Err(HostMemoryError::NoResources);
+    }
+    let write = if protection & libc::PROT_WRITE != 0 { Perms::WRITE } else { Perms::NONE };
+    Ok((at, Perms::READ | Perms::EXEC | write))
+}
+
+/// Allocates `size` bytes of zeroed memory that can be shared with a guest, aligned to `alignment`.
+pub fn allocate(size: usize, alignment: usize) -> Option<*mut u8> {
+    let padded = size.checked_add(alignment)?;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the system's choice.
+    let base = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return None;
+    }
+    let base = base.cast::<u8>();
+    let skip = base.align_offset(alignment);
+    let start = base.wrapping_add(skip);
+    let tail = padded - skip - size;
+    // SAFETY: cuts the unaligned ends off the mapping just made; nobody knows them yet. Both are whole pages, since base,
+    // size and alignment are.
+    unsafe {
+        if skip != 0 {
+            libc::munmap(base.cast(), skip);
+        }
+        if tail != 0 {
+            libc::munmap(start.wrapping_add(size).cast(), tail);
+        }
+    }
+    Some(start)
+}
+
+/// Gives memory from [`allocate`] back.
+///
+/// # Safety
+/// `address` and `size` are those of one [`allocate`] call, and the memory is not used any more.
+pub unsafe fn deallocate(address: *mut u8, size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { libc::munmap(address.cast(), size) };
+}
+
+pub use protection::Protections;
+
+#[cfg(target_os = "linux")]
+mod protection {
+    use super::{HostMemoryError, HostProtection};
+    use crate::stage2::Perms;
+
+    /// Up to this many pages are probed one by one; a longer range is looked up in the list of mappings.
+    const PROBE_LIMIT: usize = 512;
+    const PAGE: usize = 0x1000;
+
+    /// One line of `/proc/self/maps`.
+    #[derive(Debug)]
+    struct Mapping<'a> {
+        start: u64,
+        end: u64,
+        perms: Perms,
+        shared: bool,
+        offset: u64,
+        /// Device and inode; no file: `00:00 0`.
+        object: (&'a str, &'a str),
+    }
+
+    impl Mapping<'_> {
+        fn continues(&self, before: &Mapping) -> bool {
+            let anonymous = !self.shared && self.object.1 == "0";
+            self.start == before.end
+                && self.shared == before.shared
+                && self.object == before.object
+                && (anonymous || self.offset == before.offset + (before.end - before.start))
+        }
+    }
+
+    /// `start-end rwxp offset device inode name`.
+    fn parse(line: &str) -> Option<Mapping<'_>> {
+        let mut words = line.split(' ');
+        let (start, end) = words.next()?.split_once('-')?;
+        let flags = words.next()?.as_bytes();
+        let offset = words.next()?;
+        let object = (words.next()?, words.next()?);
+        let mut perms = Perms::NONE;
+        for (flag, granted) in [(b'r', Perms::READ), (b'w', Perms::WRITE), (b'x', Perms::EXEC)] {
+            if flags.contains(&flag) {
+                perms = perms | granted;
+            }
+        }
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some(Mapping {
+            start: number(start)?,
+            end: number(end)?,
+            perms,
+            shared: flags.contains(&b's'),
+            offset: number(offset)?,
+            object,
+        })
+    }
+
+    fn maps() -> String {
+        std::fs::read_to_string("/proc/self/maps").unwrap_or_default()
+    }
+
+    /// The protection of the process's address space, at one moment.
+    #[derive(Debug, Default)]
+    pub struct Protections(Vec<(u64, u64, Perms)>);
+
+    impl Protections {
+        /// As it is now.
+        pub fn read() -> Protections {
+            Protections(maps().lines().filter_map(parse).map(|found| (found.start, found.end, found.perms)).collect())
+        }
+
+        /// The protection at `address`; `None` if nothing is mapped there.
+        pub fn at(&self, address: u64) -> Option<Perms> {
+            let index = self.0.partition_point(|&(_, end, _)| end <= address);
+            self.0.get(index).filter(|&&(start, ..)| start <= address).map(|&(.., perms)| perms)
+        }
+
+        /// The protection of a range now.
+        pub fn probe(address: *const u8, size: usize) -> Result<HostProtection, HostMemoryError> {
+            if size / PAGE <= PROBE_LIMIT && readable(address, size) {
+                return Ok(HostProtection::Readable);
+            }
+            let (start, end) = (address as u64, address as u64 + size as u64);
+            let mut answer = HostProtection::Readable;
+            let mut before: Option<Mapping> = None;
+            let maps = maps();
+            for mapping in maps.lines().filter_map(parse).filter(|mapping| mapping.end > start) {
+                match &before {
+                    None if mapping.start > start => return Err(HostMemoryError::NotMapped),
+                    Some(before) if mapping.start > before.end => return Err(HostMemoryError::NotMapped),
+                    Some(before) if !mapping.continues(before) => return Err(HostMemoryError::SeveralObjects),
+                    _ => {}
+                }
+                if !mapping.perms.readable() {
+                    answer = HostProtection::None;
+                }
+                if mapping.end >= end {
+                    return Ok(answer);
+                }
+                before = Some(mapping);
+            }
+            Err(HostMemoryError::NotMapped)
+        }
+    }
+
+    /// Whether every page can be read, tried without touching them: the kernel does the reading, and answers EFAULT.
+    fn readable(address: *const u8, size: usize) -> bool {
+        let mut bytes = [0u8; PROBE_LIMIT];
+        let remote: Vec<libc::iovec> = (0..size.div_ceil(PAGE))
+            .map(|page| libc::iovec { iov_base: address.wrapping_add(page * PAGE).cast_mut().cast(), iov_len: 1 })
+            .collect();
+        let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: remote.len() };
+        // SAFETY: reads one byte of each page of this process into `bytes`, which has room for all of them; addresses that
+        // cannot be read make the call stop early.
+        let read = unsafe {
+            libc::process_vm_readv(
+                std::process::id() as i32,
+                &local,
+                1,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
+                0,
+            )
+        };
+        read == remote.len() as isize
+    }
+}
+
+#[cfg(target_os = "macos")]
+mod protection {
+    use super::{HostMemoryError, HostProtection};
+    use crate::stage2::Perms;
+    use std::ffi::c_int;
+
+    /// Which parts of the process's address space are mapped how: asked of the kernel each time.
+    #[derive(Debug, Default)]
+    pub struct Protections(());
+
+    #[repr(C, packed(4))]
+    #[derive(Default)]
+    struct BasicInfo {
+        protection: c_int,
+        max_protection: c_int,
+        inheritance: u32,
+        shared: u32,
+        reserved: u32,
+        offset: u64,
+        behavior: c_int,
+        user_wired_count: u16,
+    }
+
+    unsafe extern "C" {
+        fn mach_vm_region(
+            task: u32,
+            address: *mut u64,
+            size: *mut u64,
+            flavor: c_int,
+            info: *mut BasicInfo,
+            count: *mut u32,
+            object: *mut u32,
+        ) -> c_int;
+        static mach_task_self_: u32;
+    }
+
+    /// The region at or behind `address`: start, end, protection.
+    fn region(address: u64) -> Option<(u64, u64, Perms)> {
+        const VM_REGION_BASIC_INFO_64: c_int = 9;
+        let (mut start, mut size, mut object) = (address, 0, 0);
+        let mut info = BasicInfo::default();
+        let mut count = (size_of::<BasicInfo>() / size_of::<u32>()) as u32;
+        // SAFETY: all results go to locals of the types the flavor asks for.
+        let result = unsafe {
+            mach_vm_region(
+                mach_task_self_,
+                &mut start,
+                &mut size,
+                VM_REGION_BASIC_INFO_64,
+                &mut info,
+                &mut count,
+                &mut object,
+            )
+        };
+        let perms = Perms::from_flags(u64::from(info.protection as u32 & 7))?;
+        (result == 0).then_some((start, start + size, perms))
+    }
+
+    impl Protections {
+        /// As it is now.
+        pub fn read() -> Protections {
+            Protections(())
+        }
+
+        /// The protection at `address`; `None` if nothing is mapped there.
+        pub fn at(&self, address: u64) -> Option<Perms> {
+            region(address).filter(|&(start, ..)| start <= address).map(|(.., perms)| perms)
+        }
+
+        /// The protection of a range now.
+        pub fn probe(address: *const u8, size: usize) -> Result<HostProtection, HostMemoryError> {
+            let end = address as u64 + size as u64;
+            let mut answer = HostProtection::Readable;
+            let mut at = address as u64;
+            while at < end {
+                let (start, to, perms) = region(at).ok_or(HostMemoryError::NotMapped)?;
+                if start > at {
+                    return Err(HostMemoryError::NotMapped);
+                }
+                if !perms.readable() {
+                    answer = HostProtection::None;
+                }
+                at = to;
+            }
+            Ok(answer)
+        }
+    }
+}
