@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use squib_snapshot::MicrovmState;
 use squib_tests::{Outcome, Snapshot, Squib};
@@ -94,7 +93,8 @@ fn a_guest_the_host_gives_up_on_ends_with_3_and_says_where() {
 #[test]
 fn images_are_what_their_sources_say() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let built = Command::new(sources().join("build.sh")).arg(directory.path()).output().expect("build.sh starts");
+    let built =
+        std::process::Command::new(sources().join("build.sh")).arg(directory.path()).output().expect("build.sh starts");
     assert!(built.status.success(), "make deps installs the assembler: {}", String::from_utf8_lossy(&built.stderr));
     for name in ["replay.img", "crash.img"] {
         let fresh = fs::read(directory.path().join(name)).expect("built");
