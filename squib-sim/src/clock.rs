@@ -3,8 +3,8 @@
 //! In host mode both follow the host's monotonic clock. In deterministic mode both are the number of instructions that
 //! guests have executed since the virtual machine was created: nothing outside the guest moves them.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::config::{self, ClockMode, Config};
@@ -12,17 +12,16 @@ use crate::config::{self, ClockMode, Config};
 /// `mach_absolute_time` ticks per second.
 pub const MACH_FREQUENCY: u64 = 24_000_000;
 
-/// Instructions executed, the time of deterministic mode. One per process, because `mach_absolute_time` is.
-static INSTRUCTIONS: AtomicU64 = AtomicU64::new(0);
-
 /// The clock of the process's virtual machine, once there has been one.
 static INSTALLED: Mutex<Option<Clock>> = Mutex::new(None);
 
 /// The clock of a virtual machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Clock {
     mode: ClockMode,
     frequency: u64,
+    /// Instructions executed, the time of deterministic mode.
+    instructions: Arc<AtomicU64>,
 }
 
 /// `value * numerator / denominator` without overflow on the way.
@@ -41,20 +40,20 @@ fn host_nanos() -> u64 {
 impl Clock {
     /// The clock a configuration asks for.
     pub fn new(config: &Config) -> Clock {
-        Clock { mode: config.clock, frequency: config.counter_frequency() }
+        Clock { mode: config.clock, frequency: config.counter_frequency(), instructions: Arc::default() }
     }
 
     /// The clock of the virtual machine, or the one a virtual machine would get now.
     pub fn current() -> Clock {
-        let installed = *INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let installed = INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         // A wrong SQUIB_SIM is reported where it can be refused: by `hv_vm_create`.
         installed.unwrap_or_else(|| Clock::new(&config::current().unwrap_or_default()))
     }
 
     /// Makes this the process's clock, with deterministic time at zero: every virtual machine starts from the same instant.
     pub fn install(&self) {
-        INSTRUCTIONS.store(0, Ordering::Relaxed);
-        *INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(*self);
+        self.instructions.store(0, Ordering::Relaxed);
+        *INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(self.clone());
     }
 
     /// Whether time is the number of executed instructions.
@@ -72,7 +71,7 @@ impl Clock {
     pub fn counter(&self) -> u64 {
         match self.mode {
             ClockMode::Host => scale(host_nanos(), self.frequency, 1_000_000_000),
-            ClockMode::Deterministic => INSTRUCTIONS.load(Ordering::Relaxed),
+            ClockMode::Deterministic => self.instructions.load(Ordering::Relaxed),
         }
     }
 
@@ -80,14 +79,14 @@ impl Clock {
     pub fn mach_absolute_time(&self) -> u64 {
         match self.mode {
             ClockMode::Host => scale(host_nanos(), MACH_FREQUENCY, 1_000_000_000),
-            ClockMode::Deterministic => INSTRUCTIONS.load(Ordering::Relaxed),
+            ClockMode::Deterministic => self.instructions.load(Ordering::Relaxed),
         }
     }
 
     /// Deterministic mode: `instructions` more have been executed, or a sleeping guest's time is moved forward.
     #[inline]
     pub fn advance(&self, instructions: u64) {
-        INSTRUCTIONS.fetch_add(instructions, Ordering::Relaxed);
+        self.instructions.fetch_add(instructions, Ordering::Relaxed);
     }
 
     /// How long the host must wait until `ticks` more counter ticks have passed (rounded up).

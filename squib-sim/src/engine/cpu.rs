@@ -123,6 +123,8 @@ pub struct Cpu {
     pub(crate) single: bool,
     /// The slice must end exactly, not at the end of the block that uses it up.
     pub(crate) exact: bool,
+    /// What the last software step did.
+    pub(crate) stepped: super::debug::Stepped,
     /// PC is on a WFI that has not been left yet.
     pub(crate) waiting: bool,
     /// Bits of physical address (ID_AA64MMFR0_EL1.PARange).
@@ -196,6 +198,7 @@ impl Cpu {
             slow_mode: false,
             single: false,
             exact: false,
+            stepped: Default::default(),
             waiting: false,
             pa_bits,
             timer: super::timer::VirtualTimer::default(),

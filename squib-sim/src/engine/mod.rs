@@ -20,3 +20,6 @@ pub mod syndrome;
 pub mod sysreg;
 pub mod system;
 pub mod timer;
+
+#[cfg(test)]
+mod tests;

@@ -122,5 +122,6 @@ impl Cpu {
         self.sp_align_mask = if self.sys.sctlr & sa != 0 { 15 } else { 0 };
         self.interrupt_masks_changed();
         self.refresh_mmu();
+        self.update_force_slow();
     }
 }

@@ -50,6 +50,42 @@ impl Vcpu {
         Vcpu { cpu: Cpu::new(machine, shared) }
     }
 
+    /// `hv_vcpu_set_pending_interrupt`: an interrupt that lasts until run returns.
+    pub fn set_pending_interrupt(&mut self, fiq: bool, raise: bool) {
+        let bit = if fiq { pending::FIQ_ONCE } else { pending::IRQ_ONCE };
+        if raise {
+            self.cpu.shared.pending.fetch_or(bit, SeqCst);
+        } else {
+            self.cpu.shared.pending.fetch_and(!bit, SeqCst);
+        }
+    }
+
+    /// `hv_vcpu_get_pending_interrupt`.
+    pub fn pending_interrupt(&self, fiq: bool) -> bool {
+        let bit = if fiq { pending::FIQ_ONCE } else { pending::IRQ_ONCE };
+        self.cpu.shared.pending.load(SeqCst) & bit != 0
+    }
+
+    /// `hv_vcpu_set_vtimer_mask`.
+    pub fn set_vtimer_mask(&mut self, masked: bool) {
+        self.cpu.timer.masked = masked;
+    }
+
+    /// `hv_vcpu_get_vtimer_mask`.
+    pub fn vtimer_mask(&self) -> bool {
+        self.cpu.timer.masked
+    }
+
+    /// `hv_vcpu_set_vtimer_offset`, in ticks of the guest's counter.
+    pub fn set_vtimer_offset(&mut self, offset: u64) {
+        self.cpu.timer.offset = offset;
+    }
+
+    /// `hv_vcpu_get_vtimer_offset`.
+    pub fn vtimer_offset(&self) -> u64 {
+        self.cpu.timer.offset
+    }
+
     /// Executes guest code until the host has something to do.
     pub fn run(&mut self) -> Exit {
         let cpu = &mut *self.cpu;
@@ -331,9 +367,12 @@ impl Cpu {
     /// Runs one cut-short block: a single instruction in slow mode, otherwise as much as the slice has left.
     #[cold]
     fn step(&mut self) -> Next {
-        if let Some(next) = self.before_instruction() {
+        if self.slow_mode
+            && let Some(next) = self.before_instruction()
+        {
             return next;
         }
+        let stepping = self.step_enabled();
         let page = match self.fetch_page() {
             Ok(page) => page,
             Err(next) => return next,
@@ -350,7 +389,9 @@ impl Cpu {
         let first = Block::first(block);
         // SAFETY: a live block, entered at its first op.
         let next = unsafe { ((*first).run)(self, first) };
-        self.after_instruction(next)
+        // SAFETY: the short block stays until the next one is made.
+        let insn = unsafe { (*first).insn };
+        self.after_instruction(next, insn, stepping)
     }
 
     /// `BranchAddr`: the PC a branch to `target` leads to, the tag of a tagged address removed.

@@ -92,7 +92,7 @@ impl Slot {
     }
 
     fn run(&self, inner: &mut Inner) {
-        let clock = self.vm.machine.clock;
+        let clock = &self.vm.machine.clock;
         if self.vm.machine.config.host_mprotect {
             self.vm.machine.observe_host_protection();
         }

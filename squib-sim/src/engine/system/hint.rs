@@ -89,6 +89,6 @@ ending! {
         let bits = op.imm as u8 & 15;
         cpu.daif = if SET { cpu.daif | bits } else { cpu.daif & !bits };
         cpu.interrupt_masks_changed();
-        Ok(Next::Taken)
+        Ok(if cpu.slow_mode { Next::Lookup } else { Next::Taken })
     }
 }

@@ -117,6 +117,7 @@ use {ending, plain};
 ending! {
     fn svc(cpu, op) {
         let pc = cpu.pc;
+        cpu.ss = false;
         cpu.take_exception(ec::SVC, op.imm as u32, None, pc);
         Ok(Next::Lookup)
     }
@@ -125,6 +126,7 @@ ending! {
         if cpu.el == 0 {
             return Err(cpu.undefined());
         }
+        cpu.ss = false;
         Ok(cpu.stop(ec::HVC, op.imm as u32, 0, 0))
     }
     /// Leaves to the host with PC on the instruction.
