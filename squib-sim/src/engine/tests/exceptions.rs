@@ -180,5 +180,5 @@ fn pending_interrupts_are_taken_when_unmasked_and_last_for_one_run() {
     bench.run_to_hvc();
     assert_eq!(bench.vcpu.cpu.pc, VECTORS + 0x284);
     assert_eq!(bench.get(reg::ELR), RAM + 4);
-    assert_eq!(bench.vcpu.pending_interrupt(false), false);
+    assert!(!bench.vcpu.pending_interrupt(false));
 }
