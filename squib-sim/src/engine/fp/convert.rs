@@ -63,9 +63,12 @@ pub(super) fn to_fixed_slow<F: Format>(e: &mut Env, x: u64, to: Fixed, rounding:
 #[inline]
 pub fn from_fixed<F: Format>(e: &mut Env, x: u64, from: Fixed, rounding: Rounding) -> u64 {
     let up = 64 - from.bits;
-    let value = if from.unsigned { i128::from(x << up >> up) } else { i128::from((x << up) as i64 >> up) };
+    let value = if from.unsigned { (x << up >> up) as i64 } else { (x << up) as i64 >> up };
+    if from.unsigned && value < 0 {
+        return from_fixed_slow::<F>(e, i128::from(x), from.fbits, rounding);
+    }
     F::from_integer(e, value, from.fbits, rounding)
-        .unwrap_or_else(|| from_fixed_slow::<F>(e, value, from.fbits, rounding))
+        .unwrap_or_else(|| from_fixed_slow::<F>(e, value.into(), from.fbits, rounding))
 }
 
 #[cold]

@@ -44,7 +44,7 @@ pub trait Fast: Sized {
     }
     /// `FixedToFP` of `value / 2^fbits`.
     #[inline(always)]
-    fn from_integer(e: &mut Env, value: i128, fbits: u32, rounding: Rounding) -> Option<u64> {
+    fn from_integer(e: &mut Env, value: i64, fbits: u32, rounding: Rounding) -> Option<u64> {
         None
     }
     /// `FPConvert`.
@@ -178,14 +178,16 @@ macro_rules! host {
             }
 
             #[inline(always)]
-            fn from_integer(e: &mut Env, value: i128, fbits: u32, rounding: Rounding) -> Option<u64> {
+            fn from_integer(e: &mut Env, value: i64, fbits: u32, rounding: Rounding) -> Option<u64> {
                 // Integers of up to 2^F are exact, whatever the mode.
                 let exact = value.unsigned_abs() <= 1 << Self::F;
                 if fbits != 0 || !exact && rounding != Rounding::TieEven {
                     return None;
                 }
-                let converted = i64::try_from(value).ok()? as $float;
-                e.fpsr |= if !exact && converted as i128 != value { IXC } else { 0 };
+                let converted = value as $float;
+                if !exact && e.fpsr & IXC == 0 {
+                    e.fpsr |= if converted as i128 != i128::from(value) { IXC } else { 0 };
+                }
                 Some(u64::from(converted.to_bits()))
             }
 

@@ -73,7 +73,7 @@ unsafe fn dup_elem<L: Lane>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let x = L::split(v(cpu, o.rn)).as_ref()[usize::from(o.ra) % L::N];
+        let x = lanes::<L>(cpu, o.rn).as_ref()[usize::from(o.ra) % L::N];
         set_v(cpu, o.rd, map3::<L>(0, 0, 0, |_, _, _| x) & mask(o));
         Op::next(cpu, op)
     }
@@ -215,8 +215,7 @@ pub fn fp_immediate(imm8: u32, size: u32) -> u64 {
 
 #[inline(always)]
 fn constant(o: &Op) -> u128 {
-    let high = o.imm & (o.imm2 as i32 as i64 as u64);
-    u128::from(o.imm) | u128::from(high) << 64
+    (u128::from(o.imm) | u128::from(o.imm) << 64) & mask(o)
 }
 
 /// MOVI, MVNI, FMOV (vector, immediate).
@@ -232,11 +231,6 @@ unsafe fn mov_immediate(cpu: &mut Cpu, op: *const Op) -> Next {
     }
 }
 
-#[inline(always)]
-fn width_mask(o: &Op) -> u128 {
-    u128::from(u64::MAX) | u128::from(o.imm2 as i32 as i64 as u64) << 64
-}
-
 /// ORR (vector, immediate).
 ///
 /// # Safety
@@ -246,7 +240,7 @@ unsafe fn orr_immediate(cpu: &mut Cpu, op: *const Op) -> Next {
     unsafe {
         let o = &*op;
         let d = v(cpu, o.rd);
-        set_v(cpu, o.rd, (d | constant(o)) & width_mask(o));
+        set_v(cpu, o.rd, (d | constant(o)) & mask(o));
         Op::next(cpu, op)
     }
 }
@@ -260,7 +254,7 @@ unsafe fn bic_immediate(cpu: &mut Cpu, op: *const Op) -> Next {
     unsafe {
         let o = &*op;
         let d = v(cpu, o.rd);
-        set_v(cpu, o.rd, d & !constant(o) & width_mask(o));
+        set_v(cpu, o.rd, d & !constant(o) & mask(o));
         Op::next(cpu, op)
     }
 }

@@ -19,8 +19,8 @@ unsafe fn dot<const S: bool>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let (n, m) = (u32::split(v(cpu, o.rn)), u32::split(v(cpu, o.rm)));
-        let mut d = u32::split(v(cpu, o.rd));
+        let (n, m) = (lanes::<u32>(cpu, o.rn), lanes::<u32>(cpu, o.rm));
+        let mut d = lanes::<u32>(cpu, o.rd);
         for (i, d) in d.iter_mut().enumerate() {
             let at = if o.ra < 4 { usize::from(o.ra) } else { i };
             for (n, m) in n[i].to_le_bytes().into_iter().zip(m[at].to_le_bytes()) {

@@ -154,25 +154,44 @@ pub fn element<F: Format>(v: u128, i: u32) -> u64 {
 /// By element: `imm` of an op that has an index.
 const NO_INDEX: u64 = 16;
 
+/// A format and the lane it lives in.
+pub trait Element: Format {
+    /// The lane.
+    type Lane: Lane;
+}
+impl Element for H {
+    type Lane = u16;
+}
+impl Element for S {
+    type Lane = u32;
+}
+impl Element for D {
+    type Lane = u64;
+}
+
 #[inline(never)]
-fn vector_body<O: FpFn, F: Format>(cpu: &mut Cpu, o: &Op) {
+fn vector_body<O: FpFn, F: Element>(cpu: &mut Cpu, o: &Op) {
     let mut e = env(cpu);
-    let (d, n, m) = (v(cpu, o.rd), v(cpu, o.rn), v(cpu, o.rm));
-    let mut r = 0;
-    for i in 0..u32::from(o.ra) {
-        let at = if o.imm == NO_INDEX { i } else { o.imm as u32 };
-        let x = O::f::<F>(&mut e, o.imm2, element::<F>(d, i), element::<F>(n, i), element::<F>(m, at));
-        r |= u128::from(x) << (i * F::BITS);
+    let (d, n) = (lanes::<F::Lane>(cpu, o.rd), lanes::<F::Lane>(cpu, o.rn));
+    let mut m = lanes::<F::Lane>(cpu, o.rm);
+    if o.imm != NO_INDEX {
+        let x = m.as_ref()[o.imm as usize % F::Lane::N];
+        m.as_mut().fill(x);
+    }
+    let mut r = F::Lane::ZEROS;
+    let operands = d.as_ref().iter().zip(n.as_ref()).zip(m.as_ref()).take(o.ra.into());
+    for (r, ((d, n), m)) in r.as_mut().iter_mut().zip(operands) {
+        *r = F::Lane::of(O::f::<F>(&mut e, o.imm2, d.u(), n.u(), m.u()));
     }
     cpu.fpsr = e.fpsr;
-    set_v(cpu, o.rd, r);
+    set_lanes::<F::Lane>(cpu, o.rd, r);
 }
 
 /// Vector: `ra` lanes of Vd = F(Vd, Vn, Vm), or with `imm` below 16 of F(Vd, Vn, Vm[imm]).
 ///
 /// # Safety
 /// See [`Handler`].
-pub unsafe fn vector<O: FpFn, F: Format>(cpu: &mut Cpu, op: *const Op) -> Next {
+pub unsafe fn vector<O: FpFn, F: Element>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         vector_body::<O, F>(cpu, &*op);

@@ -2,7 +2,7 @@
 
 use super::lanes::{Lane, lane_fns, sat_s, sat_u};
 
-/// `n << shift` for SSHL/USHL and kin: shift is the signed low byte of `m`, `n` the element's value; `round` adds half of
+/// `n << shift` for SQSHL, SRSHL and kin: shift is the signed low byte of `m`, `n` the element's value; `round` adds half of
 /// the last place on the way right. The answer is exact where it matters: results too large to hold stay out of range of
 /// every element.
 #[inline(always)]
@@ -22,15 +22,15 @@ pub fn shift_right(n: i128, by: u32, round: bool) -> i128 {
     if round { if by > 66 { 0 } else { (n + (1i128 << (by - 1))) >> by } } else { n >> by.min(127) }
 }
 
-/// SSHL and USHL: modular, so the shift by up to 127 wraps instead of clamping.
+/// SSHL and USHL: left by 0..=127, or as `right` says by 1..=128.
 #[inline(always)]
-fn shift_mod<L: Lane>(n: i128, m: L, round: bool) -> L {
-    let shift = i32::from(m.u() as i8);
-    if shift >= 0 {
-        if shift >= L::BITS as i32 { L::of(0) } else { L::of((n << shift) as u64) }
-    } else {
-        L::of(shift_right(n, shift.unsigned_abs(), round) as u64)
-    }
+fn shift<L: Lane>(n: u64, m: L, right: impl Fn(u32) -> u64) -> L {
+    let by = i32::from(m.u() as i8);
+    L::of(match by {
+        ..0 => right(by.unsigned_abs()),
+        0..64 => n << by,
+        _ => 0,
+    })
 }
 
 #[inline(always)]
@@ -69,10 +69,10 @@ lane_fns! {
     URHAdd = |d, n, m, k, q| L::of(((u(n) + u(m) + 1) >> 1) as u64);
     SHSub = |d, n, m, k, q| L::of(((s(n) - s(m)) >> 1) as u64);
     UHSub = |d, n, m, k, q| L::of(((u(n) - u(m)) >> 1) as u64);
-    SQAdd = |d, n, m, k, q| sat_s(s(n) + s(m), q);
-    UQAdd = |d, n, m, k, q| sat_u(u(n) + u(m), q);
-    SQSub = |d, n, m, k, q| sat_s(s(n) - s(m), q);
-    UQSub = |d, n, m, k, q| sat_u(u(n) - u(m), q);
+    SQAdd = |d, n, m, k, q| { *q |= n.sqadd(m) != n.add(m); n.sqadd(m) };
+    UQAdd = |d, n, m, k, q| { *q |= n.uqadd(m) != n.add(m); n.uqadd(m) };
+    SQSub = |d, n, m, k, q| { *q |= n.sqsub(m) != n.sub(m); n.sqsub(m) };
+    UQSub = |d, n, m, k, q| { *q |= n.uqsub(m) != n.sub(m); n.uqsub(m) };
     SUQAdd = |d, n, m, k, q| sat_s(u(n) + s(d), q);
     USQAdd = |d, n, m, k, q| sat_u(s(n) + u(d), q);
     CmGt = |d, n, m, k, q| L::mask(n.s() > m.s());
@@ -94,10 +94,10 @@ lane_fns! {
     UAbd = |d, n, m, k, q| if n.u() > m.u() { n.sub(m) } else { m.sub(n) };
     SAba = |d, n, m, k, q| d.add(if n.s() > m.s() { n.sub(m) } else { m.sub(n) });
     UAba = |d, n, m, k, q| d.add(if n.u() > m.u() { n.sub(m) } else { m.sub(n) });
-    SShl = |d, n, m, k, q| shift_mod(s(n), m, false);
-    UShl = |d, n, m, k, q| shift_mod(u(n), m, false);
-    SRShl = |d, n, m, k, q| shift_mod(s(n), m, true);
-    URShl = |d, n, m, k, q| shift_mod(u(n), m, true);
+    SShl = |d, n, m, k, q| shift(n.s() as u64, m, |by| (n.s() >> by.min(63)) as u64);
+    UShl = |d, n, m, k, q| shift(n.u(), m, |by| ushr(n, by).u());
+    SRShl = |d, n, m, k, q| L::of(shift_reg(s(n), m.u(), true) as u64);
+    URShl = |d, n, m, k, q| L::of(shift_reg(u(n), m.u(), true) as u64);
     SQShl = |d, n, m, k, q| sat_s(shift_reg(s(n), m.u(), false), q);
     UQShl = |d, n, m, k, q| sat_u(shift_reg(u(n), m.u(), false), q);
     SQRShl = |d, n, m, k, q| sat_s(shift_reg(s(n), m.u(), true), q);

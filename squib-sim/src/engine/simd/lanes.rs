@@ -15,6 +15,12 @@ pub const QC: u32 = 1 << 27;
 pub trait Lane: Copy + Default + Eq + 'static {
     /// A whole register of these.
     type Vec: Copy + AsRef<[Self]> + AsMut<[Self]>;
+    /// Half a register of these.
+    type Half: Copy + AsRef<[Self]> + AsMut<[Self]>;
+    /// All lanes zero.
+    const ZEROS: Self::Vec;
+    /// All lanes of a half zero.
+    const HALF_ZEROS: Self::Half;
     /// Bits of an element.
     const BITS: u32;
     /// Elements in 128 bits.
@@ -35,6 +41,16 @@ pub trait Lane: Copy + Default + Eq + 'static {
     fn sub(self, o: Self) -> Self;
     /// Modular product.
     fn mul(self, o: Self) -> Self;
+    /// Signed sum, saturated.
+    fn sqadd(self, o: Self) -> Self;
+    /// Signed difference, saturated.
+    fn sqsub(self, o: Self) -> Self;
+    /// Unsigned sum, saturated.
+    fn uqadd(self, o: Self) -> Self;
+    /// Unsigned difference, saturated.
+    fn uqsub(self, o: Self) -> Self;
+    /// Bits of both.
+    fn and(self, o: Self) -> Self;
     /// Ones or zeros.
     #[inline(always)]
     fn mask(b: bool) -> Self {
@@ -52,6 +68,9 @@ macro_rules! lanes {
     ($($u:ident $s:ident;)*) => {$(
         impl Lane for $u {
             type Vec = [$u; 128 / $u::BITS as usize];
+            type Half = [$u; 64 / $u::BITS as usize];
+            const ZEROS: Self::Vec = [0; 128 / $u::BITS as usize];
+            const HALF_ZEROS: Self::Half = [0; 64 / $u::BITS as usize];
             const BITS: u32 = $u::BITS;
             #[inline(always)]
             fn split(v: u128) -> Self::Vec {
@@ -74,6 +93,16 @@ macro_rules! lanes {
             fn sub(self, o: Self) -> Self { self.wrapping_sub(o) }
             #[inline(always)]
             fn mul(self, o: Self) -> Self { self.wrapping_mul(o) }
+            #[inline(always)]
+            fn sqadd(self, o: Self) -> Self { (self as $s).saturating_add(o as $s) as $u }
+            #[inline(always)]
+            fn sqsub(self, o: Self) -> Self { (self as $s).saturating_sub(o as $s) as $u }
+            #[inline(always)]
+            fn uqadd(self, o: Self) -> Self { self.saturating_add(o) }
+            #[inline(always)]
+            fn uqsub(self, o: Self) -> Self { self.saturating_sub(o) }
+            #[inline(always)]
+            fn and(self, o: Self) -> Self { self & o }
         }
     )*};
 }
@@ -136,21 +165,66 @@ impl Width {
             Width::Full => 16 >> size,
         }
     }
-    /// Sets the masks read by [`mask`].
+    /// Notes the width for [`mask`].
     pub fn set(self, op: &mut Op) {
-        let ones = |bits: u32| if bits >= 64 { !0 } else { (1u64 << bits) - 1 };
-        (op.imm, op.imm2) = match self {
-            Width::Scalar(size) => (ones(8 << size), 0),
-            Width::Half => (!0, 0),
-            Width::Full => (!0, !0),
+        op.imm2 = match self {
+            Width::Scalar(size) => size & 3,
+            Width::Half => 3,
+            Width::Full => FULL,
         };
     }
 }
 
-/// The bits an op works on, as [`Width::set`] left them: `imm` for the low half, `imm2` sign-extended for the high one.
+/// `imm2` of an op on full registers.
+pub const FULL: u32 = 4;
+
+/// Bits of a register an op works on, in the order of [`Width::set`].
+static MASKS: [u128; 8] = [0xff, 0xffff, 0xffff_ffff, u64::MAX as u128, u128::MAX, u128::MAX, u128::MAX, u128::MAX];
+
+/// The bits an op works on.
 #[inline(always)]
 pub fn mask(o: &Op) -> u128 {
-    u128::from(o.imm) | u128::from(o.imm2 as i32 as i64 as u64) << 64
+    MASKS[o.imm2 as usize & 7]
+}
+
+/// The bits an op works on, cut into lanes.
+#[inline(always)]
+pub fn mask_lanes<L: Lane>(o: &Op) -> L::Vec {
+    mask_lanes_of::<L>(o.imm2)
+}
+
+/// The mask at `index` of the order of [`Width::set`], cut into lanes.
+#[inline(always)]
+pub fn mask_lanes_of<L: Lane>(index: u32) -> L::Vec {
+    read(&MASKS[index as usize & 7])
+}
+
+/// Vn, cut into lanes. (Reading memory as lanes, instead of cutting a `u128`, is what lets the compiler use host vectors.)
+#[inline(always)]
+pub fn lanes<L: Lane>(cpu: &Cpu, n: u8) -> L::Vec {
+    read(&cpu.v[usize::from(n & 31)])
+}
+
+/// The low or (with `upper`) high half of Vn, cut into lanes.
+#[inline(always)]
+pub fn half_lanes<L: Lane>(cpu: &Cpu, n: u8, upper: bool) -> L::Half {
+    let halves: [L::Half; 2] = read(&cpu.v[usize::from(n & 31)]);
+    halves[usize::from(upper)]
+}
+
+/// Writes Vd from lanes.
+#[inline(always)]
+pub fn set_lanes<L: Lane>(cpu: &mut Cpu, d: u8, value: L::Vec) {
+    let to: *mut u128 = &mut cpu.v[usize::from(d & 31)];
+    // SAFETY: `L::Vec` is 16 bytes of integers, aligned no stricter than the register it replaces.
+    unsafe { to.cast::<L::Vec>().write(value) }
+}
+
+#[inline(always)]
+fn read<V: Copy>(from: &u128) -> V {
+    const { assert!(size_of::<V>() == 16 && align_of::<V>() <= 16) };
+    // SAFETY: 16 readable bytes; `V` is an array of integers, for which any bytes are valid.
+    unsafe { std::ptr::from_ref(from).cast::<V>().read() }
 }
 
 /// Reads Vn.
@@ -165,7 +239,7 @@ pub fn set_v(cpu: &mut Cpu, d: u8, value: u128) {
     cpu.v[usize::from(d & 31)] = value;
 }
 
-/// The low or (with `upper`) high half of a register, cut into lanes and widened to 64 bits each by `SInt` or `UInt`.
+/// The low or (with `upper`) high half of a register.
 #[inline(always)]
 pub fn half(v: u128, upper: bool) -> u64 {
     (v >> (64 * u32::from(upper))) as u64
@@ -218,6 +292,18 @@ pub fn map3<L: Lane>(d: u128, n: u128, m: u128, mut f: impl FnMut(L, L, L) -> L)
     L::join(d)
 }
 
+/// Applies `F` lane by lane within the op's width.
+#[inline(always)]
+fn apply<F: LaneFn, L: Lane>(cpu: &mut Cpu, o: &Op, m: L::Vec, k: u32) {
+    let (mut d, n, mask) = (lanes::<L>(cpu, o.rd), lanes::<L>(cpu, o.rn), mask_lanes::<L>(o));
+    let mut qc = false;
+    for (((d, &n), &m), &mask) in d.as_mut().iter_mut().zip(n.as_ref()).zip(m.as_ref()).zip(mask.as_ref()) {
+        *d = F::f(d.and(mask), n.and(mask), m, k, &mut qc).and(mask);
+    }
+    set_lanes::<L>(cpu, o.rd, d);
+    cpu.fpsr |= if qc { QC } else { 0 };
+}
+
 /// Vd = F(Vd, Vn, Vm), lane by lane.
 ///
 /// # Safety
@@ -226,12 +312,8 @@ pub unsafe fn lanewise<F: LaneFn, L: Lane>(cpu: &mut Cpu, op: *const Op) -> Next
     // SAFETY: the caller's promise that `op` is live and has a successor.
     unsafe {
         let o = &*op;
-        let mask = mask(o);
-        let (d, n, m) = (v(cpu, o.rd) & mask, v(cpu, o.rn) & mask, v(cpu, o.rm) & mask);
-        let (k, mut qc) = (u32::from(o.ra), false);
-        let r = map3::<L>(d, n, m, |d, n, m| F::f(d, n, m, k, &mut qc));
-        set_v(cpu, o.rd, r & mask);
-        cpu.fpsr |= if qc { QC } else { 0 };
+        let m = and::<L>(lanes::<L>(cpu, o.rm), mask_lanes::<L>(o));
+        apply::<F, L>(cpu, o, m, u32::from(o.ra));
         Op::next(cpu, op)
     }
 }
@@ -244,15 +326,20 @@ pub unsafe fn lanewise_elem<F: LaneFn, L: Lane>(cpu: &mut Cpu, op: *const Op) ->
     // SAFETY: as for `lanewise`.
     unsafe {
         let o = &*op;
-        let mask = mask(o);
-        let m = L::split(v(cpu, o.rm)).as_ref()[usize::from(o.ra) % L::N];
-        let (d, n) = (v(cpu, o.rd) & mask, v(cpu, o.rn) & mask);
-        let mut qc = false;
-        let r = map3::<L>(d, n, 0, |d, n, _| F::f(d, n, m, 0, &mut qc));
-        set_v(cpu, o.rd, r & mask);
-        cpu.fpsr |= if qc { QC } else { 0 };
+        let mut m = lanes::<L>(cpu, o.rm);
+        let x = m.as_ref()[usize::from(o.ra) % L::N];
+        m.as_mut().fill(x);
+        apply::<F, L>(cpu, o, m, 0);
         Op::next(cpu, op)
     }
+}
+
+#[inline(always)]
+fn and<L: Lane>(mut x: L::Vec, mask: L::Vec) -> L::Vec {
+    for (x, &mask) in x.as_mut().iter_mut().zip(mask.as_ref()) {
+        *x = x.and(mask);
+    }
+    x
 }
 
 /// Picks the instance of a handler for elements of `8 << size` bits.

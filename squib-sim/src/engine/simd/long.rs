@@ -96,13 +96,28 @@ pub fn decode_three_diff(insn: u32, width: Width) -> Option<Decoded> {
     long_op(run, insn, width, size)
 }
 
-/// A long op: `ra` selects the upper half (and for [`high_narrow`], rounding is in `imm2`).
+/// A long op: `ra` selects the upper half, `imm` holds the masks of narrow and wide operands, `imm2` is free (here U).
 fn long_op(run: Handler, insn: u32, width: Width, size: u32) -> Option<Decoded> {
     let mut op = vop(run, insn);
     op.ra = u8::from(width == Width::Full);
-    op.imm = if let Width::Scalar(_) = width { 1 << size } else { 8 };
+    op.imm = match width {
+        Width::Scalar(_) => u64::from(size | (size + 1) << 8),
+        _ => u64::from(FULL | FULL << 8),
+    };
     op.imm2 = insn >> 29 & 1;
     Some(Decoded::fp(op))
+}
+
+/// The lanes of narrow elements an op works on: all, or the first of a scalar form.
+#[inline(always)]
+fn narrow_mask<L: Lane>(o: &Op) -> L::Vec {
+    mask_lanes_of::<L>(o.imm as u32)
+}
+
+/// The lanes of wide elements an op works on.
+#[inline(always)]
+fn wide_mask<L: Widen>(o: &Op) -> <L::Wide as Lane>::Vec {
+    mask_lanes_of::<L::Wide>((o.imm >> 8) as u32)
 }
 
 macro_rules! long_size {
@@ -176,25 +191,17 @@ fn extend<L: Widen, const S: bool>(x: L) -> L::Wide {
     L::Wide::of(if S { x.s() as u64 } else { x.u() })
 }
 
-/// The half of a source register that a long op reads.
 #[inline(always)]
-fn narrow_part(o: &Op, v: u128) -> u128 {
-    let x = half(v, o.ra != 0);
-    // imm is 8, or the size of the one element of a scalar form, whose other lanes must not saturate.
-    u128::from(if o.imm == 8 { x } else { x & ((1u64 << (8 * o.imm)) - 1) })
-}
-
-#[inline(always)]
-fn long_body<F: LongFnFor<L>, L: Widen>(cpu: &mut Cpu, o: &Op, m: u128) {
-    let n = L::split(narrow_part(o, v(cpu, o.rn)));
-    let m = L::split(m);
-    let mut d = L::Wide::split(v(cpu, o.rd));
+fn long_body<F: LongFnFor<L>, L: Widen>(cpu: &mut Cpu, o: &Op, m: L::Half) {
+    let n = half_lanes::<L>(cpu, o.rn, o.ra != 0);
+    let (narrow, wide) = (narrow_mask::<L>(o), wide_mask::<L>(o));
+    let mut d = lanes::<L::Wide>(cpu, o.rd);
     let mut qc = false;
-    for ((d, &n), &m) in d.as_mut().iter_mut().zip(n.as_ref()).zip(m.as_ref()) {
-        *d = F::apply(*d, n, m, &mut qc);
+    let operands = n.as_ref().iter().zip(m.as_ref()).zip(narrow.as_ref()).zip(wide.as_ref());
+    for (d, (((&n, &m), &narrow), &wide)) in d.as_mut().iter_mut().zip(operands) {
+        *d = F::apply(*d, n.and(narrow), m, &mut qc).and(wide);
     }
-    let r = L::Wide::join(d);
-    set_v(cpu, o.rd, if o.imm == 8 { r } else { r & ((1u128 << (16 * o.imm)) - 1) });
+    set_lanes::<L::Wide>(cpu, o.rd, d);
     cpu.fpsr |= if qc { QC } else { 0 };
 }
 
@@ -221,7 +228,7 @@ unsafe fn long<F: LongFn, L: Widen>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let m = narrow_part(o, v(cpu, o.rm));
+        let m = half_lanes::<L>(cpu, o.rm, o.ra != 0);
         long_body::<F, L>(cpu, o, m);
         Op::next(cpu, op)
     }
@@ -235,8 +242,9 @@ unsafe fn long_elem<F: LongFn, L: Widen>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let m = L::split(v(cpu, o.rm)).as_ref()[o.imm2 as usize % L::N];
-        let m = map3::<L>(0, 0, 0, |_, _, _| m);
+        let x = lanes::<L>(cpu, o.rm).as_ref()[o.imm2 as usize % L::N];
+        let mut m = half_lanes::<L>(cpu, o.rm, false);
+        m.as_mut().fill(x);
         long_body::<F, L>(cpu, o, m);
         Op::next(cpu, op)
     }
@@ -250,22 +258,24 @@ unsafe fn wide<F: LongFn, L: Widen>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let m = L::split(u128::from(half(v(cpu, o.rm), o.ra != 0)));
-        let mut n = L::Wide::split(v(cpu, o.rn));
+        let m = half_lanes::<L>(cpu, o.rm, o.ra != 0);
+        let mut n = lanes::<L::Wide>(cpu, o.rn);
         for (n, &m) in n.as_mut().iter_mut().zip(m.as_ref()) {
             let m = if F::S { extend::<L, true>(m) } else { extend::<L, false>(m) };
             *n = F::f(*n, *n, m, &mut false);
         }
-        set_v(cpu, o.rd, L::Wide::join(n));
+        set_lanes::<L::Wide>(cpu, o.rd, n);
         Op::next(cpu, op)
     }
 }
 
 /// Writes a narrowed result: to the low half (zeroing the rest), or with `upper` to the high half (keeping the low one).
 #[inline(always)]
-fn set_half(cpu: &mut Cpu, d: u8, upper: bool, x: u64) {
-    let low = v(cpu, d) as u64;
-    set_v(cpu, d, if upper { u128::from(low) | u128::from(x) << 64 } else { u128::from(x) });
+fn set_half<L: Lane>(cpu: &mut Cpu, d: u8, upper: bool, half: L::Half) {
+    let mut r = if upper { lanes::<L>(cpu, d) } else { L::ZEROS };
+    let (low, high) = r.as_mut().split_at_mut(L::N / 2);
+    if upper { high } else { low }.copy_from_slice(half.as_ref());
+    set_lanes::<L>(cpu, d, r);
 }
 
 /// ADDHN, SUBHN and, with U (`imm2`), their rounding forms. `L` is the narrow lane.
@@ -277,13 +287,13 @@ unsafe fn high_narrow<L: Widen, const SUB: bool>(cpu: &mut Cpu, op: *const Op) -
     unsafe {
         let o = &*op;
         let round = L::Wide::of(u64::from(o.imm2) << (L::BITS - 1));
-        let (n, m) = (L::Wide::split(v(cpu, o.rn)), L::Wide::split(v(cpu, o.rm)));
-        let mut r = L::split(0);
+        let (n, m) = (lanes::<L::Wide>(cpu, o.rn), lanes::<L::Wide>(cpu, o.rm));
+        let mut r = L::HALF_ZEROS;
         for ((r, &n), &m) in r.as_mut().iter_mut().zip(n.as_ref()).zip(m.as_ref()) {
             let sum = if SUB { n.sub(m) } else { n.add(m) };
             *r = L::of(sum.add(round).u() >> L::BITS);
         }
-        set_half(cpu, o.rd, o.ra != 0, L::join(r) as u64);
+        set_half::<L>(cpu, o.rd, o.ra != 0, r);
         Op::next(cpu, op)
     }
 }
@@ -361,14 +371,13 @@ unsafe fn narrow<F: NarrowFn, L: Widen>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let n = v(cpu, o.rn);
-        let n = L::Wide::split(if o.imm == 8 { n } else { n & ((1u128 << (16 * o.imm)) - 1) });
-        let mut r = L::split(0);
+        let (n, wide) = (lanes::<L::Wide>(cpu, o.rn), wide_mask::<L>(o));
+        let mut r = L::HALF_ZEROS;
         let mut qc = false;
-        for (r, &n) in r.as_mut().iter_mut().zip(n.as_ref()) {
-            *r = F::f::<L>(n, o.imm2 & 63, &mut qc);
+        for ((r, &n), &wide) in r.as_mut().iter_mut().zip(n.as_ref()).zip(wide.as_ref()) {
+            *r = F::f::<L>(n.and(wide), o.imm2 & 63, &mut qc);
         }
-        set_half(cpu, o.rd, o.ra != 0, L::join(r) as u64);
+        set_half::<L>(cpu, o.rd, o.ra != 0, r);
         cpu.fpsr |= if qc { QC } else { 0 };
         Op::next(cpu, op)
     }
@@ -397,12 +406,12 @@ unsafe fn shift_left_long<L: Widen, const S: bool>(cpu: &mut Cpu, op: *const Op)
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let n = L::split(u128::from(half(v(cpu, o.rn), o.ra != 0)));
-        let mut r = L::Wide::split(0);
+        let n = half_lanes::<L>(cpu, o.rn, o.ra != 0);
+        let mut r = L::Wide::ZEROS;
         for (r, &n) in r.as_mut().iter_mut().zip(n.as_ref()) {
             *r = L::Wide::of(extend::<L, S>(n).u() << (o.imm2 & 63));
         }
-        set_v(cpu, o.rd, L::Wide::join(r));
+        set_lanes::<L::Wide>(cpu, o.rd, r);
         Op::next(cpu, op)
     }
 }

@@ -15,50 +15,89 @@ pub fn decode(insn: u32, width: Width) -> Option<Decoded> {
         return None;
     }
     macro_rules! pick {
-        ($kind:ident) => {
-            match size {
-                0 => permute::<u8, $kind> as Handler,
-                1 => permute::<u16, $kind>,
-                2 => permute::<u32, $kind>,
-                _ => permute::<u64, $kind>,
+        ($kind:ident, $part:literal) => {
+            match (size, width == Width::Full) {
+                (0, true) => permute::<u8, $kind, $part, true> as Handler,
+                (1, true) => permute::<u16, $kind, $part, true>,
+                (2, true) => permute::<u32, $kind, $part, true>,
+                (_, true) => permute::<u64, $kind, $part, true>,
+                (0, false) => permute::<u8, $kind, $part, false>,
+                (1, false) => permute::<u16, $kind, $part, false>,
+                (_, false) => permute::<u32, $kind, $part, false>,
             }
         };
     }
-    let run = match opcode & 3 {
-        UZP => pick!(UZP),
-        TRN => pick!(TRN),
-        ZIP => pick!(ZIP),
+    macro_rules! pick_unzip {
+        ($part:literal) => {
+            match (size, width == Width::Full) {
+                (0, true) => unzip::<u8, $part, true> as Handler,
+                (1, true) => unzip::<u16, $part, true>,
+                (2, true) => unzip::<u32, $part, true>,
+                // Of two lanes each, UZP is TRN.
+                (_, true) => permute::<u64, TRN, $part, true>,
+                (0, false) => unzip::<u8, $part, false>,
+                (1, false) => unzip::<u16, $part, false>,
+                (_, false) => unzip::<u32, $part, false>,
+            }
+        };
+    }
+    let run = match (opcode & 3, opcode >> 2) {
+        (UZP, 0) => pick_unzip!(0),
+        (UZP, _) => pick_unzip!(1),
+        (TRN, 0) => pick!(TRN, 0),
+        (TRN, _) => pick!(TRN, 1),
+        (ZIP, 0) => pick!(ZIP, 0),
+        (ZIP, _) => pick!(ZIP, 1),
         _ => return None,
     };
-    masked(run, insn, width, opcode >> 2)
+    Some(Decoded::fp(vop(run, insn)))
 }
 
-/// UZP, TRN, ZIP; `ra` is the part, 0 for the "1" and 1 for the "2" forms.
+/// UZP of lanes up to 32 bits.
 ///
 /// # Safety
 /// See [`Handler`].
-unsafe fn permute<L: Lane, const KIND: u32>(cpu: &mut Cpu, op: *const Op) -> Next {
+unsafe fn unzip<L: Widen, const PART: u32, const Q: bool>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let part = usize::from(o.ra & 1);
-        let lanes = if o.imm2 == 0 { L::N / 2 } else { L::N };
-        let (n, m) = (L::split(v(cpu, o.rn)), L::split(v(cpu, o.rm)));
+        // An even and an odd lane are the two parts of one lane twice as wide.
+        let (n, m) = (lanes::<L::Wide>(cpu, o.rn), lanes::<L::Wide>(cpu, o.rm));
+        let mut r = L::ZEROS;
+        let each = if Q { L::N / 2 } else { L::N / 4 };
+        let (low, high) = r.as_mut().split_at_mut(each);
+        for (r, n) in low.iter_mut().zip(n.as_ref()) {
+            *r = L::of(n.u() >> (PART * L::BITS));
+        }
+        for (r, m) in high[..each].iter_mut().zip(m.as_ref()) {
+            *r = L::of(m.u() >> (PART * L::BITS));
+        }
+        set_lanes::<L>(cpu, o.rd, r);
+        Op::next(cpu, op)
+    }
+}
+
+/// TRN, ZIP; `PART` is 0 for the "1" and 1 for the "2" forms.
+///
+/// # Safety
+/// See [`Handler`].
+unsafe fn permute<L: Lane, const KIND: u32, const PART: usize, const Q: bool>(cpu: &mut Cpu, op: *const Op) -> Next {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let o = &*op;
+        let count = if Q { L::N } else { L::N / 2 };
+        let (n, m) = (lanes::<L>(cpu, o.rn), lanes::<L>(cpu, o.rm));
         let (n, m) = (n.as_ref(), m.as_ref());
-        let mut r = L::split(0);
-        for (i, x) in r.as_mut()[..lanes].iter_mut().enumerate() {
+        let mut r = L::ZEROS;
+        for (i, x) in r.as_mut()[..count].iter_mut().enumerate() {
             *x = match KIND {
-                UZP => {
-                    let at = 2 * i + part;
-                    if at < lanes { n[at] } else { m[at - lanes] }
-                }
-                TRN if i & 1 == 0 => n[i + part],
-                TRN => m[i - 1 + part],
-                _ if i & 1 == 0 => n[i / 2 + part * lanes / 2],
-                _ => m[i / 2 + part * lanes / 2],
+                TRN if i & 1 == 0 => n[i + PART],
+                TRN => m[i - 1 + PART],
+                _ if i & 1 == 0 => n[i / 2 + PART * count / 2],
+                _ => m[i / 2 + PART * count / 2],
             };
         }
-        set_v(cpu, o.rd, L::join(r));
+        set_lanes::<L>(cpu, o.rd, r);
         Op::next(cpu, op)
     }
 }

@@ -31,7 +31,7 @@ pub fn decode(insn: u32) -> Option<Decoded> {
     } else {
         op.rm = slot::ZR;
     }
-    Width::vector(insn).set_high(&mut op);
+    Width::vector(insn).set(&mut op);
     Some(Decoded::fp(op))
 }
 
@@ -86,13 +86,6 @@ fn decode_single(insn: u32) -> Option<(Handler, u64)> {
         _ => return None,
     };
     Some((if load { load_lane } else { store_lane }, registers << scale))
-}
-
-impl Width {
-    /// Like [`Width::set`], but leaves `imm` to the instruction.
-    fn set_high(self, op: &mut Op) {
-        op.imm2 = if self == Width::Full { !0 } else { 0 };
-    }
 }
 
 /// Adds the post-index offset (zero without one) to the base.

@@ -128,7 +128,7 @@ fn pairwise_by<F: LaneFn>(size: u32, width: Width) -> Handler {
         0 => pick!(u8),
         1 => pick!(u16),
         2 => pick!(u32),
-        _ => pick!(u64),
+        _ => pairwise64::<F>,
     }
 }
 
@@ -136,22 +136,38 @@ fn pairwise_by<F: LaneFn>(size: u32, width: Width) -> Handler {
 ///
 /// # Safety
 /// See [`Handler`].
-unsafe fn pairwise<F: LaneFn, L: Lane, const Q: bool>(cpu: &mut Cpu, op: *const Op) -> Next {
+unsafe fn pairwise<F: LaneFn, L: Widen, const Q: bool>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let (n, m) = (v(cpu, o.rn), v(cpu, o.rm));
-        // A 64-bit form concatenates the low halves; its result is the low half of what one full register gives.
-        let (a, b) = if Q { (n, m) } else { (n & u128::from(u64::MAX) | m << 64, 0) };
-        let (a, b) = (L::split(a), L::split(b));
-        let (a, b) = (a.as_ref(), b.as_ref());
-        let mut r = L::split(0);
-        for (i, x) in r.as_mut().iter_mut().enumerate() {
-            let (src, at) = if i < L::N / 2 { (a, 2 * i) } else { (b, 2 * i - L::N) };
-            *x = F::f(L::of(0), src[at], src[at + 1], 0, &mut false);
+        // A pair is one lane twice as wide.
+        let (n, m) = (lanes::<L::Wide>(cpu, o.rn), lanes::<L::Wide>(cpu, o.rm));
+        let pair = |x: L::Wide| F::f(L::of(0), L::of(x.u()), L::of(x.u() >> L::BITS), 0, &mut false);
+        let pairs = if Q { L::N / 2 } else { L::N / 4 };
+        let mut r = L::ZEROS;
+        let (low, high) = r.as_mut().split_at_mut(pairs);
+        for (r, &n) in low.iter_mut().zip(n.as_ref()) {
+            *r = pair(n);
         }
-        let r = L::join(r);
-        set_v(cpu, o.rd, if Q { r } else { r & u128::from(u64::MAX) });
+        for (r, &m) in high[..pairs].iter_mut().zip(m.as_ref()) {
+            *r = pair(m);
+        }
+        set_lanes::<L>(cpu, o.rd, r);
+        Op::next(cpu, op)
+    }
+}
+
+/// [`pairwise`] of two 64-bit lanes.
+///
+/// # Safety
+/// See [`Handler`].
+unsafe fn pairwise64<F: LaneFn>(cpu: &mut Cpu, op: *const Op) -> Next {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let o = &*op;
+        let ([n0, n1], [m0, m1]) = (lanes::<u64>(cpu, o.rn), lanes::<u64>(cpu, o.rm));
+        let f = |a, b| F::f(0, a, b, 0, &mut false);
+        set_lanes::<u64>(cpu, o.rd, [f(n0, n1), f(m0, m1)]);
         Op::next(cpu, op)
     }
 }

@@ -75,13 +75,9 @@ unsafe fn reverse<const C: usize, const E: usize>(cpu: &mut Cpu, op: *const Op) 
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let n = v(cpu, o.rn).to_le_bytes();
-        let mut r = [0; 16];
-        for (i, x) in r.iter_mut().enumerate() {
-            // Counting in elements, position i within its container is mirrored; bytes inside an element stay in order.
-            *x = n[i ^ (C - E)];
-        }
-        set_v(cpu, o.rd, u128::from_le_bytes(r) & mask(o));
+        let (n, mask) = (lanes::<u8>(cpu, o.rn), mask_lanes::<u8>(o));
+        // Counting in elements, position i within its container is mirrored; bytes inside an element stay in order.
+        set_lanes::<u8>(cpu, o.rd, std::array::from_fn(|i| n[i ^ (C - E)] & mask[i]));
         Op::next(cpu, op)
     }
 }
@@ -105,13 +101,14 @@ unsafe fn add_long_pairwise<L: Widen, const S: bool, const ACC: bool>(cpu: &mut 
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let n = L::split(v(cpu, o.rn));
-        let mut d = L::Wide::split(if ACC { v(cpu, o.rd) } else { 0 });
-        for (d, pair) in d.as_mut().iter_mut().zip(n.as_ref().chunks_exact(2)) {
-            let x = |x: L| L::Wide::of(if S { x.s() as u64 } else { x.u() });
-            *d = d.add(x(pair[0])).add(x(pair[1]));
+        // A pair is one lane twice as wide.
+        let (n, mask) = (lanes::<L::Wide>(cpu, o.rn), mask_lanes::<L::Wide>(o));
+        let mut d = if ACC { lanes::<L::Wide>(cpu, o.rd) } else { L::Wide::ZEROS };
+        let extend = |x: u64| L::Wide::of(if S { L::of(x).s() as u64 } else { L::of(x).u() });
+        for ((d, &n), &mask) in d.as_mut().iter_mut().zip(n.as_ref()).zip(mask.as_ref()) {
+            *d = d.add(extend(n.u())).add(extend(n.u() >> L::BITS)).and(mask);
         }
-        set_v(cpu, o.rd, L::Wide::join(d) & mask(o));
+        set_lanes::<L::Wide>(cpu, o.rd, d);
         Op::next(cpu, op)
     }
 }
@@ -157,7 +154,7 @@ unsafe fn across<F: LaneFn, L: Lane>(cpu: &mut Cpu, op: *const Op) -> Next {
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let n = L::split(v(cpu, o.rn));
+        let n = lanes::<L>(cpu, o.rn);
         let n = n.as_ref();
         let (first, rest) = (n[0], &n[1..(o.imm2 as usize).min(L::N)]);
         let r = rest.iter().fold(first, |r, &x| F::f(r, r, x, 0, &mut false));
@@ -193,7 +190,7 @@ unsafe fn across_long<E: Extension, L: Widen>(cpu: &mut Cpu, op: *const Op) -> N
     // SAFETY: the caller's promise.
     unsafe {
         let o = &*op;
-        let n = L::split(v(cpu, o.rn));
+        let n = lanes::<L>(cpu, o.rn);
         let sum = n.as_ref().iter().take(o.imm2 as usize).fold(0u64, |r, &x| r.wrapping_add(E::of(x)));
         set_v(cpu, o.rd, u128::from(L::Wide::of(sum).u()));
         Op::next(cpu, op)
