@@ -58,6 +58,12 @@ impl Block {
         unsafe { dealloc(block as *mut u8, Block::layout((*block).ops as usize)) };
     }
 
+    /// A header without links, for tests that run handlers outside of a block.
+    #[cfg(test)]
+    pub(crate) const fn lone() -> Block {
+        Block { links: [std::ptr::null(); 2], len: 1, ops: 0, page: std::ptr::null() }
+    }
+
     /// Its first op.
     #[inline(always)]
     pub fn first(block: *const Block) -> *const Op {

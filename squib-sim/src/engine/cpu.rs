@@ -69,6 +69,8 @@ pub struct Cpu {
     pub(crate) fetch: *const FetchTlb,
     /// Instructions that may still retire before the run loop must look at clock and limit.
     pub(crate) budget: i64,
+    /// A block may go straight on to its successor while `budget` stays at least this after it.
+    pub(crate) chain_floor: i64,
     /// The running block.
     pub(crate) block: *const Block,
     /// Misaligned bits of SP that fault: 15 when SCTLR_EL1.SA/SA0 says so for the current exception level, else 0.
@@ -171,6 +173,7 @@ impl Cpu {
             tlb_unprivileged: tlb,
             fetch,
             budget: 0,
+            chain_floor: i64::MAX,
             block: std::ptr::null(),
             sp_align_mask: 0,
             poll_mask: 0,

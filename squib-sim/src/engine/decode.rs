@@ -31,8 +31,10 @@ pub unsafe fn undefined(cpu: &mut Cpu, op: *const Op) -> Next {
 pub fn fall_through() -> Op {
     unsafe fn run(cpu: &mut Cpu, op: *const Op) -> Next {
         // SAFETY: the caller's promise.
-        cpu.pc = unsafe { cpu.pc_of(op) };
-        Next::Taken
+        unsafe {
+            cpu.pc = cpu.pc_of(op);
+            cpu.chain::<0>()
+        }
     }
     Op::new(run, 0)
 }

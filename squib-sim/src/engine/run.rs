@@ -38,6 +38,9 @@ pub enum Exit {
 /// Instructions between two looks at the clock.
 const SLICE: i64 = 20_000;
 
+/// Instructions after which chained blocks return to the run loop: bounds the native stack where tail calls are not made.
+const CHAIN: i64 = 2_000;
+
 /// One virtual CPU, owned by the thread that runs it.
 pub struct Vcpu {
     /// Its architectural state.
@@ -276,11 +279,14 @@ impl Cpu {
                 return self.step();
             }
             self.budget -= len;
+            self.chain_floor = (self.budget - CHAIN).max(0);
             self.block = block;
             self.block_va = self.pc;
             let first = Block::first(block);
             // SAFETY: a live block, entered at its first op.
             let next = unsafe { ((*first).run)(self, first) };
+            // The handlers may have gone through any number of blocks.
+            block = self.block;
             let link = match next {
                 Next::Taken => 0,
                 Next::NotTaken => 1,
@@ -309,6 +315,57 @@ impl Cpu {
             };
             // SAFETY: both are live.
             unsafe { Cpu::link(from, from_va, link, block, self.pc) };
+        }
+    }
+
+    /// Ends a block whose direct successor is at `cpu.pc`, the taken one (`LINK` 0) or the not-taken (1): goes on with it if it
+    /// is linked and nothing has to be looked at in between.
+    ///
+    /// # Safety
+    /// A handler calls it, last.
+    #[inline(always)]
+    pub(crate) unsafe fn chain<const LINK: usize>(&mut self) -> Next {
+        let otherwise = if LINK == 0 { Next::Taken } else { Next::NotTaken };
+        // SAFETY: the running block is live, and so are those it is linked to.
+        unsafe {
+            let block = (*self.block).links[LINK];
+            if block.is_null() { otherwise } else { self.go_on(block, otherwise) }
+        }
+    }
+
+    /// Ends a block with a branch to `cpu.pc`, which may be anywhere: goes on with the block there if the fetch TLB knows it
+    /// and nothing has to be looked at in between.
+    ///
+    /// # Safety
+    /// A handler calls it, last.
+    #[inline(always)]
+    pub(crate) unsafe fn chain_indirect(&mut self) -> Next {
+        // SAFETY: as in `find_block`.
+        unsafe {
+            let entry = (*self.fetch).entry(self.pc);
+            if entry.tag != self.pc & !0xffc {
+                return Next::Lookup;
+            }
+            let block = (*entry.page).block(self.pc);
+            if block.is_null() { Next::Lookup } else { self.go_on(block, Next::Lookup) }
+        }
+    }
+
+    /// # Safety
+    /// `block` is live, and is the one at `cpu.pc`.
+    #[inline(always)]
+    unsafe fn go_on(&mut self, block: *const Block, otherwise: Next) -> Next {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let budget = self.budget - i64::from((*block).len);
+            if budget < self.chain_floor || self.shared.pending.load(Relaxed) & self.poll_mask != 0 {
+                return otherwise;
+            }
+            self.budget = budget;
+            self.block = block;
+            self.block_va = self.pc;
+            let first = Block::first(block);
+            ((*first).run)(self, first)
         }
     }
 
@@ -384,6 +441,7 @@ impl Cpu {
         let block = unsafe { self.short_block(page, self.pc, limit) };
         // SAFETY: just made.
         self.budget -= i64::from(unsafe { (*block).len });
+        self.chain_floor = i64::MAX;
         self.block = block;
         self.block_va = self.pc;
         let first = Block::first(block);

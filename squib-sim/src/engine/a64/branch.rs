@@ -1,7 +1,6 @@
 //! Branches (C4.1.94): immediate, conditional, compare and test, register.
 //!
-//! Direct branches answer [`Next::Taken`] or [`Next::NotTaken`] and may be chained by the run loop; register branches answer
-//! [`Next::Lookup`].
+//! They go straight on with the next block where that is possible ([`Cpu::chain`], [`Cpu::chain_indirect`]).
 
 use super::handler::{bit, bits, end_handlers, pick, sign_extend, sized};
 use super::pauth;
@@ -57,13 +56,13 @@ fn register(insn: u32) -> Option<Op> {
 end_handlers! {
     fn b(cpu, o) {
         cpu.pc = cpu.pc_of(o).wrapping_add(o.imm);
-        Next::Taken
+        cpu.chain::<0>()
     }
     fn bl(cpu, o) {
         let pc = cpu.pc_of(o);
         cpu.x[30] = pc.wrapping_add(4);
         cpu.pc = pc.wrapping_add(o.imm);
-        Next::Taken
+        cpu.chain::<0>()
     }
     fn b_cond<const COND: u32>(cpu, o) { cpu.branch_if(o, cpu.condition_holds(COND)) }
     fn compare_zero<const SF: bool, const NONZERO: bool>(cpu, o) {
@@ -85,24 +84,30 @@ impl Cpu {
     /// Ends the block with a conditional direct branch, whose offset is in `imm`.
     ///
     /// # Safety
-    /// `op` is inside the running block.
+    /// `op` is inside the running block; a handler calls it, last.
     #[inline(always)]
     pub(super) unsafe fn branch_if(&mut self, op: &Op, condition: bool) -> Next {
         // SAFETY: the caller's promise.
-        let pc = unsafe { self.pc_of(op) };
-        if condition {
-            self.pc = pc.wrapping_add(op.imm);
-            Next::Taken
-        } else {
-            self.pc = pc.wrapping_add(4);
-            Next::NotTaken
+        unsafe {
+            let pc = self.pc_of(op);
+            if condition {
+                self.pc = pc.wrapping_add(op.imm);
+                self.chain::<0>()
+            } else {
+                self.pc = pc.wrapping_add(4);
+                self.chain::<1>()
+            }
         }
     }
 
     /// Ends the block with a branch to an address from a register.
+    ///
+    /// # Safety
+    /// A handler calls it, last.
     #[inline(always)]
-    pub(super) fn branch_to(&mut self, target: u64) -> Next {
+    pub(super) unsafe fn branch_to(&mut self, target: u64) -> Next {
         self.pc = target;
-        Next::Lookup
+        // SAFETY: the caller's promise.
+        unsafe { self.chain_indirect() }
     }
 }

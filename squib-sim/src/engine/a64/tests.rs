@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::decode;
 use crate::config::Config;
+use crate::engine::block::Block;
 use crate::engine::cpu::Cpu;
 use crate::engine::op::{Next, Op, slot};
 use crate::engine::shared::VcpuShared;
@@ -33,9 +34,12 @@ fn run(cpu: &mut Cpu, words: &[u32]) -> Next {
         })
         .collect();
     ops.push(Op::new(stop, 0));
-    cpu.block_va = CODE;
+    let block = Block::lone();
+    (cpu.block, cpu.block_va) = (&raw const block, CODE);
     // SAFETY: the ops are a block that ends with an op that ends it.
-    unsafe { (ops[0].run)(cpu, ops.as_ptr()) }
+    let next = unsafe { (ops[0].run)(cpu, ops.as_ptr()) };
+    cpu.block = std::ptr::null();
+    next
 }
 
 #[test]
