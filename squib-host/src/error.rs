@@ -76,6 +76,9 @@ pub enum Error {
     /// Only the software stand-in can do this.
     #[error("{0} needs the software stand-in: Hypervisor.framework has no such control")]
     StandInOnly(&'static str),
+    /// The snapshot files could not be written or read, or do not belong together.
+    #[error(transparent)]
+    Snapshot(#[from] squib_snapshot::SnapshotError),
     /// The vCPUs did not stop in time.
     #[error("vCPU {vcpu} did not stop within {seconds} s")]
     PauseTimeout {
@@ -102,7 +105,6 @@ fn hint(source: &HypervisorError) -> &'static str {
 }
 
 /// Turns a framework result into ours, with the attempted action.
-#[allow(dead_code)] // the first callers come with the vCPUs
 pub(crate) trait HvContext<T> {
     /// `action` completes "the hypervisor refused to ...".
     fn hv(self, action: impl Into<String>) -> Result<T>;

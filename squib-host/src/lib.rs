@@ -22,13 +22,23 @@
 //! # }
 //! ```
 
-#[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
-extern crate squib_sim as _;
-
+mod boot;
+mod build;
+mod clock;
 mod config;
 mod crash;
+mod devices;
 mod error;
+mod extra;
+mod hv;
+mod layout;
 mod machine;
+mod memory;
+mod restore;
+mod save;
+mod standin;
+mod terminal;
+mod vcpu;
 
 pub use config::{
     ClockMode, ConsoleConfig, ConsoleInput, DiskConfig, MachineConfig, RestoreBackend, RestoreConfig, RunOutcome,

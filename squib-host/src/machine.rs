@@ -1,89 +1,247 @@
 //! One virtual machine, from configuration to the end: boot or restore, run, pause, snapshot.
 
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use crate::config::{MachineConfig, RestoreConfig, RunOutcome, SaveTarget, SnapshotReport, Watch};
+use crate::boot::{self, fdt};
+use crate::build::{self, Disk, Parts};
+use crate::config::{
+    ClockMode, MachineConfig, RestoreConfig, RunOutcome, SaveTarget, SnapshotReport, StopReason, Watch,
+};
 use crate::error::{Error, Result};
+use crate::layout;
+use crate::memory::GuestRam;
+use crate::restore;
+use crate::save;
+use crate::standin;
+use crate::terminal::RawTerminal;
+use crate::vcpu::control::Cause;
+use crate::vcpu::run::Shared;
+
+/// What a snapshot records about the machine as a whole.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Description {
+    pub memory_mib: u64,
+    pub kernel: String,
+    pub initrd: Option<String>,
+    pub cmdline: String,
+    pub track_dirty_pages: bool,
+}
 
 /// The one virtual machine of this process. Its vCPUs stand still until [`Machine::run`] or [`Machine::resume`].
 #[derive(Debug)]
 pub struct Machine {
-    _private: (),
+    // Dropped in this order: threads first, then the memory map, then what they used.
+    pub(crate) parts: Parts,
+    pub(crate) description: Description,
+    clock: ClockMode,
+    running: bool,
+    /// When the vCPUs were asked to stop, for the pause a snapshot reports.
+    pub(crate) stopped_at: Option<Instant>,
+    _terminal: Option<RawTerminal>,
 }
 
 /// Stops a running machine from another thread (a signal handler's, a timer's).
 #[derive(Clone, Debug)]
 pub struct Stopper {
-    _private: (),
+    shared: Weak<Shared>,
 }
 
 impl Stopper {
-    /// Asks the machine to stop; its run ends with [`StopReason::Requested`](crate::StopReason::Requested).
-    pub fn stop(&self) {}
+    /// Asks the machine to stop; its run ends with [`StopReason::Requested`].
+    pub fn stop(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.control.request_stop(Cause::Stop(StopReason::Requested), &shared.vm);
+        }
+    }
 }
 
 impl Machine {
     /// Builds the machine and loads the kernel. Nothing runs yet.
-    pub fn boot(config: MachineConfig) -> Result<Machine> {
-        let _ = config;
-        Err(Error::State("booting is not wired up in this build".into()))
+    pub fn boot(mut config: MachineConfig) -> Result<Machine> {
+        let clock = config.clock;
+        build::check_shape(config.memory_mib, config.cpus, config.disks.len(), clock)?;
+        let ram = GuestRam::new(layout::RAM_BASE, config.memory_mib << 20, config.track_dirty_pages)?;
+        // Before the VM exists: a kernel that cannot be booted is the likeliest mistake.
+        let memory = ram.guest_memory()?;
+        let loaded = boot::load(&memory, ram.size(), &config.kernel, config.initrd.as_deref())?;
+
+        let parts = build::assemble(ram, config.cpus, clock, &mut config.console)?;
+        let disks: Vec<Disk> = config
+            .disks
+            .iter()
+            .map(|d| Disk { path: d.path.clone(), read_only: d.read_only, overridden: false })
+            .collect();
+        build::attach_devices(&parts, &disks, clock)?;
+
+        let mpidrs: Vec<u64> = (0..config.cpus).map(layout::mpidr).collect();
+        let (rng_seed, kaslr_seed) = build::seeds(clock)?;
+        let blob = fdt::build(&fdt::FdtConfig {
+            ram_size: config.memory_mib << 20,
+            mpidrs: &mpidrs,
+            redistributors: &redistributor_regions(parts.shared.redistributors.get().map_or(&[], |r| r)),
+            virtio_slots: &build::virtio_slots(disks.len()),
+            cmdline: &config.cmdline,
+            initrd: loaded.initrd,
+            rng_seed,
+            kaslr_seed,
+        })?;
+        boot::load_fdt(&memory, &loaded, &blob)?;
+        let shared = &parts.shared;
+        shared.control.call(&shared.vm, 0, None, move |vcpu| vcpu.set_entry(loaded.entry, loaded.fdt))??;
+
+        let path = |p: &std::path::Path| p.to_string_lossy().into_owned();
+        let description = Description {
+            memory_mib: config.memory_mib,
+            kernel: path(&config.kernel),
+            initrd: config.initrd.as_deref().map(path),
+            cmdline: config.cmdline,
+            track_dirty_pages: config.track_dirty_pages,
+        };
+        Machine::finish(parts, description, clock, config.console.input)
     }
 
     /// Builds a machine from a snapshot, standing where the snapshot was taken. Nothing runs yet.
     pub fn restore(config: RestoreConfig) -> Result<Machine> {
-        let _ = config;
-        Err(Error::State("restoring is not wired up in this build".into()))
+        restore::restore(config)
     }
 
-    /// Lets all vCPUs that are on go on, and returns at once.
+    pub(crate) fn finish(
+        parts: Parts,
+        description: Description,
+        clock: ClockMode,
+        input: crate::config::ConsoleInput,
+    ) -> Result<Machine> {
+        let terminal = build::start_input(&parts, input)?;
+        Ok(Machine { parts, description, clock, running: false, stopped_at: None, _terminal: terminal })
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.parts.shared
+    }
+
+    /// Lets all vCPUs that are on go on, and returns at once. If the machine stopped for two reasons at the same moment, the
+    /// second one is still to be told: then nothing runs, and [`Machine::wait`] tells it.
     pub fn resume(&mut self) -> Result<()> {
+        if self.running || self.shared().control.has_cause() {
+            return Ok(());
+        }
+        self.resume_devices();
+        self.stopped_at = None;
+        self.shared().control.go();
+        self.running = true;
         Ok(())
     }
 
-    /// Stops all vCPUs and returns when every one of them stands still.
+    /// Stops all vCPUs and devices and returns when every one of them stands still.
     pub fn pause(&mut self) -> Result<()> {
+        if self.running {
+            self.stopped_at = Some(Instant::now());
+            self.shared().control.stop_all(&self.shared().vm)?;
+            self.running = false;
+            self.quiesce_devices();
+        }
         Ok(())
     }
 
     /// Waits for a resumed machine to stop by itself, at most `timeout`. `None` when the time is up (it runs on).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<RunOutcome>> {
-        let _ = timeout;
-        Ok(None)
+        // A timeout beyond the end of time is none.
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        if !self.shared().control.wait_for_cause(deadline) {
+            return Ok(None);
+        }
+        self.pause()?;
+        Ok(Some(match self.shared().control.take_cause() {
+            None => RunOutcome::Stopped(StopReason::Requested),
+            Some(Cause::PowerOff) => RunOutcome::PowerOff,
+            Some(Cause::Reset) => RunOutcome::Reset,
+            Some(Cause::Crash(report)) => RunOutcome::GuestCrash(report),
+            Some(Cause::Stop(reason)) => RunOutcome::Stopped(reason),
+            Some(Cause::Failed(error)) => return Err(error),
+        }))
     }
 
     /// Resumes and waits. The vCPUs stand still when this returns, [`RunOutcome::TimedOut`] included.
     pub fn run(&mut self, timeout: Option<Duration>) -> Result<RunOutcome> {
         self.resume()?;
-        Ok(self.wait(timeout)?.unwrap_or(RunOutcome::TimedOut))
+        match self.wait(timeout)? {
+            Some(outcome) => Ok(outcome),
+            None => {
+                self.pause()?;
+                Ok(RunOutcome::TimedOut)
+            }
+        }
     }
 
     /// Writes a full snapshot. Pauses a running machine for it, and leaves it paused: call [`Machine::run`] or
     /// [`Machine::resume`] to go on.
     pub fn snapshot(&mut self, target: &SaveTarget) -> Result<SnapshotReport> {
-        let _ = target;
-        Err(Error::State("snapshots are not wired up in this build".into()))
+        self.pause()?;
+        save::save(self, target)
     }
 
     /// Adds a text to wait for on the console, from the next byte on.
     pub fn add_watch(&mut self, watch: Watch) -> Result<()> {
-        let _ = watch;
-        Ok(())
+        self.parts.console.add_watch(watch)
     }
 
-    /// Ends the next run when the guest has executed `count` more instructions
-    /// ([`StopReason::InstructionLimit`](crate::StopReason::InstructionLimit)). Stand-in, deterministic clock, one vCPU.
+    /// Ends the next run when the guest has executed `count` more instructions ([`StopReason::InstructionLimit`]). Stand-in,
+    /// deterministic clock, one vCPU.
     pub fn stop_after_instructions(&mut self, count: u64) -> Result<()> {
-        let _ = count;
-        Err(Error::StandInOnly("stopping after a number of instructions"))
+        if self.clock != ClockMode::Deterministic {
+            return Err(Error::Config("stopping after a number of instructions needs the deterministic clock".into()));
+        }
+        standin::stop_after_instructions(count)
     }
 
     /// Instructions executed so far by all vCPUs of this process. Stand-in only.
     pub fn instructions(&self) -> Result<u64> {
-        Err(Error::StandInOnly("counting instructions"))
+        standin::instructions(self.parts.threads.count())
     }
 
     /// A handle that can stop the machine from another thread.
     pub fn stopper(&self) -> Stopper {
-        Stopper { _private: () }
+        Stopper { shared: Arc::downgrade(self.shared()) }
+    }
+
+    fn quiesce_devices(&self) {
+        self.shared().bus.get().into_iter().flat_map(|bus| bus.iter()).for_each(|a| a.device.quiesce());
+    }
+
+    fn resume_devices(&self) {
+        self.shared().bus.get().into_iter().flat_map(|bus| bus.iter()).for_each(|a| a.device.resume());
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.parts.uart.close();
+    }
+}
+
+/// Neighbouring redistributor frames as regions: base and size.
+fn redistributor_regions(bases: &[u64]) -> Vec<(u64, u64)> {
+    let mut sorted = bases.to_vec();
+    sorted.sort_unstable();
+    let mut regions: Vec<(u64, u64)> = Vec::new();
+    for base in sorted {
+        match regions.last_mut() {
+            Some((start, size)) if *start + *size == base => *size += layout::GIC_REDISTRIBUTOR_SIZE,
+            _ => regions.push((base, layout::GIC_REDISTRIBUTOR_SIZE)),
+        }
+    }
+    regions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_redistributors_are_one_region() {
+        assert_eq!(redistributor_regions(&[0x1002_0000, 0x1000_0000]), [(0x1000_0000, 0x4_0000)]);
+        let apart = redistributor_regions(&[0x1000_0000, 0x1010_0000]);
+        assert_eq!(apart, [(0x1000_0000, 0x2_0000), (0x1010_0000, 0x2_0000)]);
     }
 }

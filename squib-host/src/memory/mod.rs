@@ -1,0 +1,250 @@
+//! Guest RAM: one memory object, two views.
+//!
+//! The **guest view** is what `hv_vm_map` is given and what device code reaches through `vm-memory`. The **fill view** is always
+//! readable and writable and never given out: the loader of a snapshot writes through it and the writer of one reads through
+//! it, whatever protection the guest view is under. A RAM that is a private mapping of a memory file has one view only, which
+//! then serves as both.
+//!
+//! Guest RAM is shared with a running guest, so no reference to it is ever formed: all access is volatile
+//! (`vm_memory::VolatileSlice`) or by system call.
+
+mod dirty;
+mod object;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use squib_snapshot::DirtyBitmap;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection,
+    GuestUsize, MemoryRegionAddress, VolatileSlice,
+};
+
+pub use dirty::DirtyHook;
+use object::{Mapping, MemoryObject};
+
+use crate::error::{Error, Result};
+
+/// Granule of stage-2 mappings and of everything that follows from them.
+pub const GRANULE: u64 = 16 << 10;
+
+/// Guest memory as device code sees it.
+pub type GuestMemory = GuestRegionCollection<RamRegion>;
+
+/// The RAM of one machine.
+#[derive(Debug)]
+pub struct GuestRam {
+    base: u64,
+    guest: Mapping,
+    fill: Option<Mapping>,
+    dirty: Option<Arc<DirtyBitmap>>,
+}
+
+impl GuestRam {
+    /// Zeroed RAM of `size` bytes at IPA `base`.
+    pub fn new(base: u64, size: u64, track_dirty_pages: bool) -> Result<Arc<GuestRam>> {
+        let allocate = |source| Error::System { action: format!("allocate {} MiB of guest RAM", size >> 20), source };
+        let object = MemoryObject::new(to_usize(size)?).map_err(allocate)?;
+        let guest = object.map().map_err(allocate)?;
+        let fill = Some(object.map().map_err(allocate)?);
+        Ok(Arc::new(GuestRam { base, guest, fill, dirty: dirty_bitmap(base, size, track_dirty_pages)? }))
+    }
+
+    /// RAM that is a private view of the first `size` bytes of a memory file.
+    pub fn map_file(base: u64, size: u64, file: &File, track_dirty_pages: bool) -> Result<Arc<GuestRam>> {
+        let map = |source| Error::System { action: format!("map {} MiB of the memory file", size >> 20), source };
+        let guest = Mapping::private(file, to_usize(size)?).map_err(map)?;
+        Ok(Arc::new(GuestRam { base, guest, fill: None, dirty: dirty_bitmap(base, size, track_dirty_pages)? }))
+    }
+
+    /// IPA of the first byte.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.guest.len() as u64
+    }
+
+    /// Host address of the guest view, for `hv_vm_map`.
+    pub fn guest_view(&self) -> *mut u8 {
+        self.guest.addr()
+    }
+
+    /// The bitmap that both guest and host writes mark, when dirty pages are tracked.
+    pub fn dirty(&self) -> Option<&Arc<DirtyBitmap>> {
+        self.dirty.as_ref()
+    }
+
+    /// Guest memory for device code.
+    pub fn guest_memory(self: &Arc<Self>) -> Result<GuestMemory> {
+        let region = RamRegion { ram: Arc::clone(self), bitmap: DirtyHook::new(self.dirty.clone(), self.base) };
+        GuestMemory::from_regions(vec![region]).map_err(|e| Error::Config(format!("guest memory: {e}")))
+    }
+
+    fn fill_view(&self) -> VolatileSlice<'_> {
+        let view = self.fill.as_ref().unwrap_or(&self.guest);
+        // SAFETY: the mapping is `len` bytes of readable and writable memory and lives as long as `self`; everyone else reaches
+        // it by volatile access or as the guest does.
+        unsafe { VolatileSlice::new(view.addr(), view.len()) }
+    }
+
+    /// Copies bytes at `offset` out of RAM, through the fill view.
+    pub fn read_fill(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        self.fill_view().read_slice(buf, offset).map_err(io::Error::other)
+    }
+
+    /// Reads `len` bytes of `file` from `offset` into RAM at the same offset, through the fill view. No dirty page is marked.
+    pub fn fill_from_file(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.checked_add(len).filter(|&end| end <= self.size());
+        let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "range is outside guest RAM"))?;
+        let view = self.fill.as_ref().unwrap_or(&self.guest);
+        let mut at = offset;
+        while at < end {
+            // SAFETY: `at..end` is inside the mapping (checked above), which outlives the call; the kernel writes to it as a
+            // device would, no reference to it exists.
+            let n = unsafe {
+                libc::pread(
+                    file.as_raw_fd(),
+                    view.addr().add(at as usize).cast(),
+                    (end - at) as usize,
+                    at as libc::off_t,
+                )
+            };
+            match n {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n if n < 0 => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+                n => at += n as u64,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn to_usize(size: u64) -> Result<usize> {
+    usize::try_from(size)
+        .map_err(|_| Error::Config(format!("{size} bytes of RAM do not fit this host's address space")))
+}
+
+fn dirty_bitmap(base: u64, size: u64, track: bool) -> Result<Option<Arc<DirtyBitmap>>> {
+    if !track {
+        return Ok(None);
+    }
+    let bitmap = DirtyBitmap::new(base, size, GRANULE).map_err(|e| Error::Config(e.to_string()))?;
+    Ok(Some(Arc::new(bitmap)))
+}
+
+/// The RAM as a `vm-memory` region over the guest view.
+#[derive(Debug)]
+pub struct RamRegion {
+    ram: Arc<GuestRam>,
+    bitmap: DirtyHook,
+}
+
+impl GuestMemoryRegion for RamRegion {
+    type B = DirtyHook;
+
+    fn len(&self) -> GuestUsize {
+        self.ram.size()
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(self.ram.base)
+    }
+
+    fn bitmap(&self) -> DirtyHook {
+        self.bitmap.clone()
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_, DirtyHook>, GuestMemoryError> {
+        let start = usize::try_from(offset.0).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+        let end = start.checked_add(count).ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        if end > self.ram.guest.len() {
+            return Err(GuestMemoryError::InvalidBackendAddress);
+        }
+        // SAFETY: `start..end` is inside the guest view (checked above), which lives as long as the region; all other users
+        // access it volatilely or as the guest does.
+        Ok(unsafe {
+            VolatileSlice::with_bitmap(self.ram.guest.addr().add(start), count, self.bitmap.slice_at(start), None)
+        })
+    }
+}
+
+impl GuestMemoryRegionBytes for RamRegion {}
+
+/// The snapshot writer reads RAM through the fill view.
+impl squib_snapshot::PageReader for GuestRam {
+    fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_fill(offset_from_ram_start, buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const BASE: u64 = 0x4000_0000;
+
+    #[test]
+    fn both_views_show_the_same_bytes() {
+        let ram = GuestRam::new(BASE, 4 << 20, false).unwrap();
+        let memory = ram.guest_memory().unwrap();
+        memory.write_slice(b"seen from both sides", GuestAddress(BASE + 0x12345)).unwrap();
+        let mut buf = [0; 20];
+        ram.read_fill(0x12345, &mut buf).unwrap();
+        assert_eq!(&buf, b"seen from both sides");
+        assert_eq!(ram.guest_view() as u64 % GRANULE, 0);
+    }
+
+    #[test]
+    fn accesses_outside_ram_are_errors() {
+        let ram = GuestRam::new(BASE, 1 << 20, false).unwrap();
+        let memory = ram.guest_memory().unwrap();
+        assert!(memory.write_slice(&[0; 2], GuestAddress(BASE + (1 << 20) - 1)).is_err());
+        assert!(memory.read_obj::<u8>(GuestAddress(BASE - 1)).is_err());
+        assert!(ram.read_fill(1 << 20, &mut [0]).is_err());
+    }
+
+    #[test]
+    fn host_writes_mark_every_page_they_touch() {
+        let ram = GuestRam::new(BASE, 1 << 20, true).unwrap();
+        let memory = ram.guest_memory().unwrap();
+        memory.write_slice(&vec![1; 2 * GRANULE as usize], GuestAddress(BASE + GRANULE / 2)).unwrap();
+        memory.write_obj(7u64, GuestAddress(BASE + 5 * GRANULE)).unwrap();
+        assert_eq!(ram.dirty().unwrap().drain(), vec![0, 1, 2, 5]);
+    }
+
+    #[test]
+    fn a_private_mapping_leaves_the_file_alone_and_a_copy_equals_it() {
+        let path = std::env::temp_dir().join(format!("squib-ram-test-{}", std::process::id()));
+        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.write_all(&vec![0xab; 64 << 10]).unwrap();
+        let mapped = GuestRam::map_file(BASE, 64 << 10, &file, false).unwrap();
+        mapped.guest_memory().unwrap().write_obj(0u8, GuestAddress(BASE)).unwrap();
+        let copied = GuestRam::new(BASE, 64 << 10, false).unwrap();
+        copied.fill_from_file(&file, 0, 32 << 10).unwrap();
+        copied.fill_from_file(&file, 32 << 10, 32 << 10).unwrap();
+        assert!(copied.fill_from_file(&file, 32 << 10, 33 << 10).is_err());
+        let (mut a, mut b) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+        mapped.read_fill(0, &mut a).unwrap();
+        copied.read_fill(0, &mut b).unwrap();
+        assert_eq!((a[0], b[0]), (0, 0xab));
+        assert_eq!(a[1..], b[1..]);
+    }
+}

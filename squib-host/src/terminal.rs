@@ -1,0 +1,167 @@
+//! The user's terminal in raw mode, and back again on every way out: return, panic, `exit`, a fatal signal.
+//!
+//! Output processing stays on, so that our own messages still start at the left margin.
+
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Once, OnceLock};
+
+/// What the terminal was before, once it has been changed.
+static BEFORE: OnceLock<libc::termios> = OnceLock::new();
+/// It is raw now.
+static RAW: AtomicBool = AtomicBool::new(false);
+
+/// Signals that end a process by default and can come from outside or from a crash.
+const FATAL: [i32; 6] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGABRT, libc::SIGPIPE];
+
+/// Holds the terminal in raw mode.
+#[derive(Debug)]
+pub struct RawTerminal(());
+
+impl RawTerminal {
+    /// Puts standard input into raw mode if it is a terminal.
+    pub fn enter() -> io::Result<Option<RawTerminal>> {
+        // SAFETY: an all-zero termios is a valid place for tcgetattr to write to.
+        let mut now: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: `now` is a valid place for the result; on a descriptor that is no terminal the call fails.
+        if unsafe { libc::isatty(0) == 0 || libc::tcgetattr(0, &mut now) != 0 } {
+            return Ok(None);
+        }
+        BEFORE.get_or_init(|| now);
+        static HOOKS: Once = Once::new();
+        HOOKS.call_once(install_hooks);
+        // SAFETY: `now` is a termios read from the terminal.
+        unsafe { libc::cfmakeraw(&mut now) };
+        now.c_oflag |= libc::OPOST | libc::ONLCR;
+        RAW.store(true, Ordering::SeqCst);
+        // SAFETY: as above.
+        if unsafe { libc::tcsetattr(0, libc::TCSAFLUSH, &now) } != 0 {
+            RAW.store(false, Ordering::SeqCst);
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Some(RawTerminal(())))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Puts the terminal back. Safe to call at any time, from a signal handler too: an atomic swap and one async-signal-safe call.
+extern "C" fn restore() {
+    if let (true, Some(before)) = (RAW.swap(false, Ordering::SeqCst), BEFORE.get()) {
+        // SAFETY: `before` was read from this terminal; tcsetattr is async-signal-safe.
+        unsafe { libc::tcsetattr(0, libc::TCSANOW, before) };
+    }
+}
+
+extern "C" fn on_fatal_signal(signal: i32) {
+    restore();
+    // SAFETY: both calls are async-signal-safe; with the default action back in place, the signal then ends the process as
+    // if we had never caught it.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+fn install_hooks() {
+    // SAFETY: `restore` takes and returns nothing, as atexit wants.
+    unsafe { libc::atexit(restore) };
+    for signal in FATAL {
+        // SAFETY: the handler only makes async-signal-safe calls. A handler somebody else installed is left in place.
+        unsafe {
+            let mut current: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(signal, std::ptr::null(), &mut current) == 0 && current.sa_sigaction == libc::SIG_DFL {
+                libc::signal(signal, on_fatal_signal as *const () as libc::sighandler_t);
+            }
+        }
+    }
+}
+
+/// What the user typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Typed {
+    /// Bytes for the guest.
+    Bytes(Vec<u8>),
+    /// Ctrl-A x.
+    Quit,
+}
+
+/// Finds Ctrl-A x in what is typed. Ctrl-A twice is one Ctrl-A for the guest; Ctrl-A and anything else is both.
+#[derive(Debug, Default)]
+pub struct EscapeFilter {
+    pending: bool,
+}
+
+const CTRL_A: u8 = 1;
+
+impl EscapeFilter {
+    /// Filters one read. Bytes in front of a quit are given up with it.
+    pub fn filter(&mut self, input: &[u8]) -> Typed {
+        let mut out = Vec::with_capacity(input.len() + 1);
+        for &byte in input {
+            match (std::mem::take(&mut self.pending), byte) {
+                (false, CTRL_A) => self.pending = true,
+                (false, _) => out.push(byte),
+                (true, b'x' | b'X') => return Typed::Quit,
+                (true, CTRL_A) => out.push(CTRL_A),
+                (true, _) => out.extend([CTRL_A, byte]),
+            }
+        }
+        Typed::Bytes(out)
+    }
+}
+
+/// Reads until the end of the input or until `deliver` says no.
+pub fn pump(mut input: impl Read, escape: bool, mut deliver: impl FnMut(Typed) -> bool) {
+    let mut filter = EscapeFilter::default();
+    let mut buf = [0; 1024];
+    loop {
+        let typed = match input.read(&mut buf) {
+            Ok(0) => return,
+            Ok(n) if escape => filter.filter(&buf[..n]),
+            Ok(n) => Typed::Bytes(buf[..n].to_vec()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                tracing::warn!(%error, "console input ended");
+                return;
+            }
+        };
+        if !deliver(typed) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_escape_is_found_across_reads() {
+        let mut filter = EscapeFilter::default();
+        assert_eq!(filter.filter(b"ls\x01"), Typed::Bytes(b"ls".to_vec()));
+        assert_eq!(filter.filter(b"\x01\x01b"), Typed::Bytes(b"\x01\x01b".to_vec()));
+        assert_eq!(filter.filter(b"\x01"), Typed::Bytes(vec![]));
+        assert_eq!(filter.filter(b"x"), Typed::Quit);
+    }
+
+    #[test]
+    fn pumping_ends_with_the_input_or_the_receiver() {
+        let mut got = Vec::new();
+        pump(&b"a\x01xb"[..], false, |typed| {
+            got.push(typed);
+            true
+        });
+        assert_eq!(got, [Typed::Bytes(b"a\x01xb".to_vec())]);
+        let mut count = 0;
+        pump(io::repeat(b'z'), true, |_| {
+            count += 1;
+            count < 3
+        });
+        assert_eq!(count, 3);
+    }
+}
