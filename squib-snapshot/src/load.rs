@@ -1,13 +1,15 @@
 //! Reading a state file back, and describing one to a person.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use semver::Version;
 
-use crate::envelope::{SNAPSHOT_VERSION, Snapshot, read_limited};
-use crate::error::{Result, SnapshotError, at};
+use crate::envelope::{SNAPSHOT_VERSION, arch_magic, read_limited};
+use crate::error::{Result, SnapshotError};
+use crate::fs::open_regular;
+use crate::record::SNAPSHOT_VERSION_RECORD;
 use crate::state::MicrovmState;
+use crate::state_file::StateFile;
 
 /// A state that was read and found fit to run.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,15 +20,32 @@ pub struct LoadedSnapshot {
     pub source_version: Version,
 }
 
-/// Loads a state file.
+/// Loads a state file of any version, after finishing a commit that a crash interrupted. Where the memory file is expected by
+/// convention and the state knows its length, a file of another length is refused; the whole pair is checked by
+/// [`Pair::open`](crate::Pair::open) and [`Pair::verify`](crate::Pair::verify).
 ///
 /// # Errors
-/// [`SnapshotError::Io`] if the file cannot be read, those of [`Snapshot::load`], and [`SnapshotError::Incompatible`].
+/// [`SnapshotError::Io`] if the file cannot be read, those of [`StateFile::open`], [`SnapshotError::Incompatible`] and
+/// [`SnapshotError::PairMismatch`].
 pub fn load(state_path: &Path) -> Result<LoadedSnapshot> {
-    let mut file = File::open(state_path).map_err(at("open", state_path))?;
-    let snapshot: Snapshot<MicrovmState> = Snapshot::load(&mut file)?;
-    snapshot.data.verify_compatible()?;
-    Ok(LoadedSnapshot { source_version: snapshot.header.version, state: snapshot.data })
+    let file = StateFile::open(state_path)?;
+    file.state().verify_compatible()?;
+    if let (Some(record), Some(memory)) = (file.record(), inferred_memory_path(state_path))
+        && let Ok(metadata) = memory.metadata()
+        && metadata.is_file()
+        && metadata.len() != record.memory.ram_size
+    {
+        let (found, expected) = (metadata.len(), record.memory.ram_size);
+        let reason = format!("it has {found} bytes, the state was saved with {expected} bytes of RAM");
+        return Err(SnapshotError::PairMismatch { state: state_path.to_path_buf(), memory, reason });
+    }
+    let source_version = file.version().clone();
+    Ok(LoadedSnapshot { state: file.into_parts().0, source_version })
+}
+
+/// The state path with its extension replaced by `mem`; `None` if it has no extension.
+fn inferred_memory_path(state_path: &Path) -> Option<PathBuf> {
+    state_path.extension().map(|_| state_path.with_extension("mem"))
 }
 
 /// What a state file says, for people and for tools.
@@ -38,7 +57,7 @@ pub struct SnapshotDescription {
     pub magic: u64,
     /// Its version.
     pub version: Version,
-    /// Version of this build.
+    /// Newest version of this kind of file that this build writes.
     pub expected_version: Version,
     /// Number of vCPUs.
     pub vcpu_count: usize,
@@ -63,25 +82,25 @@ pub struct SnapshotDescription {
 /// Describes a state file, even one whose checksum is wrong.
 ///
 /// # Errors
-/// [`SnapshotError::Io`] if the file cannot be read, and those of [`Snapshot::load_without_crc_check`].
+/// [`SnapshotError::Io`] if the file cannot be read, [`SnapshotError::SizeLimitExceeded`], and what the decoding of a body
+/// raises.
 pub fn describe(state_path: &Path) -> Result<SnapshotDescription> {
-    let mut file = File::open(state_path).map_err(at("open", state_path))?;
-    let bytes = read_limited(&mut file)?;
-    let (snapshot, crc_ok) = match Snapshot::<MicrovmState>::load_from_slice(&bytes) {
-        Ok(snapshot) => (snapshot, true),
-        Err(SnapshotError::CrcMismatch) => {
-            (Snapshot::load_without_crc_check(&bytes[..bytes.len().saturating_sub(8)])?, false)
-        }
+    let bytes = read_limited(&mut open_regular(state_path)?)?;
+    let (file, crc_ok) = match StateFile::from_slice(&bytes) {
+        Ok(file) => (file, true),
+        Err(SnapshotError::CrcMismatch) => (StateFile::from_body(&bytes[..bytes.len().saturating_sub(8)])?, false),
         Err(e) => return Err(e),
     };
-    let inferred = state_path.extension().map(|_| state_path.with_extension("mem"));
+    let version = file.version().clone();
+    let expected_version = if version.minor == 0 { SNAPSHOT_VERSION } else { SNAPSHOT_VERSION_RECORD };
+    let state = file.into_parts().0;
+    let inferred = inferred_memory_path(state_path);
     let metadata = inferred.as_ref().and_then(|p| p.metadata().ok());
-    let state = snapshot.data;
     Ok(SnapshotDescription {
         state_path: state_path.to_path_buf(),
-        magic: snapshot.header.magic,
-        version: snapshot.header.version,
-        expected_version: SNAPSHOT_VERSION,
+        magic: arch_magic(),
+        version,
+        expected_version,
         vcpu_count: state.vcpu_states.len(),
         mem_size_mib: state.vm_info.mem_size_mib,
         track_dirty_pages: state.vm_info.track_dirty_pages,

@@ -7,8 +7,9 @@ use std::io;
 use std::path::Path;
 
 use crate::atomic::AtomicWriter;
-use crate::dirty::DirtyBitmap;
+use crate::dirty::{DirtyBitmap, PageSet};
 use crate::error::{Result, SnapshotError};
+use crate::image::{self, Plan, UNIT};
 
 /// The two kinds of memory file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,16 @@ impl PageReader for [u8] {
     }
 }
 
+impl PageReader for Vec<u8> {
+    fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.as_slice().read_at(offset_from_ram_start, buf)
+    }
+
+    fn slice_at(&self, offset_from_ram_start: u64, len: usize) -> Option<&[u8]> {
+        self.as_slice().slice_at(offset_from_ram_start, len)
+    }
+}
+
 /// RAM in a `Vec`, for tests and tools.
 #[derive(Debug)]
 pub struct VecPageReader {
@@ -95,11 +106,11 @@ impl VecPageReader {
 
 impl PageReader for VecPageReader {
     fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.bytes.as_slice().read_at(offset_from_ram_start, buf)
+        self.bytes.read_at(offset_from_ram_start, buf)
     }
 
     fn slice_at(&self, offset_from_ram_start: u64, len: usize) -> Option<&[u8]> {
-        self.bytes.as_slice().slice_at(offset_from_ram_start, len)
+        self.bytes.slice_at(offset_from_ram_start, len)
     }
 }
 
@@ -153,8 +164,7 @@ impl MemoryWriter {
     /// # Errors
     /// [`SnapshotError::MemoryIo`] if the reader or the file fails.
     pub fn write_full<R: PageReader + ?Sized>(&mut self, reader: &R) -> Result<()> {
-        self.file.file().set_len(self.ram_size).map_err(SnapshotError::MemoryIo)?;
-        self.write_pieces(reader, 0, self.ram_size).map(drop)
+        self.write(reader, None)
     }
 
     /// Writes the pages that `dirty` marks, zero or not, each at its own offset, and leaves the rest as holes. Returns the
@@ -165,31 +175,14 @@ impl MemoryWriter {
     /// writer's; [`SnapshotError::MemoryIo`] if the reader or the file fails.
     pub fn write_diff<R: PageReader + ?Sized>(&mut self, reader: &R, dirty: &DirtyBitmap) -> Result<u64> {
         check_diff_geometry(dirty, self.ram_size, self.page_size)?;
-        self.file.file().set_len(self.ram_size).map_err(SnapshotError::MemoryIo)?;
-        let mut written = 0;
-        for (first, count) in dirty.snapshot().runs() {
-            let start = first * dirty.page_size();
-            let end = (start + count * dirty.page_size()).min(self.ram_size);
-            written += self.write_pieces(reader, start, end)?;
-        }
-        Ok(written)
+        let pages = dirty.snapshot();
+        self.write(reader, Some(&pages))?;
+        Ok(pieces(&pages, self.ram_size, self.page_size))
     }
 
-    fn write_pieces<R: PageReader + ?Sized>(&mut self, reader: &R, start: u64, end: u64) -> Result<u64> {
-        use std::io::{Seek, SeekFrom, Write};
-        let mut buf = Vec::new();
-        let mut at = start;
-        let mut pieces = 0;
-        while at < end {
-            let len = self.page_size.min(end - at);
-            buf.resize(len as usize, 0);
-            reader.read_at(at, &mut buf).map_err(SnapshotError::MemoryIo)?;
-            let file = self.file.file_mut();
-            file.seek(SeekFrom::Start(at)).and_then(|_| file.write_all(&buf)).map_err(SnapshotError::MemoryIo)?;
-            at += len;
-            pieces += 1;
-        }
-        Ok(pieces)
+    fn write<R: PageReader + ?Sized>(&self, reader: &R, pages: Option<&PageSet>) -> Result<()> {
+        let plan = Plan { ram_size: self.ram_size, pages, block_size: UNIT, read_size: self.page_size };
+        image::write(self.file.file(), reader, &plan).map(drop).map_err(SnapshotError::MemoryIo)
     }
 
     /// Puts the file in place.
@@ -216,4 +209,13 @@ pub(crate) fn check_diff_geometry(dirty: &DirtyBitmap, ram_size: u64, page_size:
         )));
     }
     Ok(())
+}
+
+/// Number of `page_size` pieces that the pages of a diff are.
+pub(crate) fn pieces(pages: &PageSet, ram_size: u64, page_size: u64) -> u64 {
+    let bytes = |(first, count): (u64, u64)| {
+        let start = first * pages.page_size();
+        (first + count).saturating_mul(pages.page_size()).min(ram_size) - start
+    };
+    pages.runs().map(|run| bytes(run).div_ceil(page_size)).sum()
 }

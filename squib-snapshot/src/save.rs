@@ -10,8 +10,11 @@ pub use crate::envelope::SnapshotHdr as Header;
 use crate::dirty::DirtyBitmap;
 use crate::envelope::Snapshot;
 use crate::error::{Result, SnapshotError};
-use crate::memory::{MemoryWriter, PageReader};
+use crate::fs::RealFs;
+use crate::image::{self, Plan, UNIT};
+use crate::memory::{PageReader, check_diff_geometry, pieces};
 use crate::state::MicrovmState;
+use crate::transaction::Transaction;
 
 /// What a snapshot holds of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +61,7 @@ pub struct SaveReport {
 /// # Errors
 /// Before any file is touched: [`SnapshotError::InvalidPath`] for a diff of a machine that does not track dirty pages,
 /// [`SnapshotError::Incompatible`] from [`MicrovmState::verify_compatible`]. Then [`SnapshotError::InvalidPath`] for a
-/// diff without a bitmap or with one of another geometry, [`SnapshotError::MemoryIo`], [`SnapshotError::Io`] and
-/// [`SnapshotError::AtomicCommitFailed`].
+/// diff without a bitmap or with one of another geometry, and the errors of [`save_pair`](crate::save_pair).
 pub fn save<R: PageReader + ?Sized>(req: SaveRequest<'_, R>) -> Result<SaveReport> {
     if req.kind == SnapshotKind::Diff && !req.state.vm_info.track_dirty_pages {
         return Err(SnapshotError::InvalidPath(
@@ -67,22 +69,28 @@ pub fn save<R: PageReader + ?Sized>(req: SaveRequest<'_, R>) -> Result<SaveRepor
         ));
     }
     req.state.verify_compatible()?;
-    let mut memory = MemoryWriter::open(req.memory_path, req.ram_size, req.memory_page_size)?;
-    let pages_written = match req.kind {
-        SnapshotKind::Full => {
-            memory.write_full(req.memory)?;
-            0
+    if req.memory_page_size == 0 {
+        return Err(SnapshotError::InvalidPath("page_size must be a power of two: 0".into()));
+    }
+    let dirty = match (req.kind, req.dirty) {
+        (SnapshotKind::Full, _) => None,
+        (SnapshotKind::Diff, Some(dirty)) => {
+            check_diff_geometry(dirty, req.ram_size, req.memory_page_size)?;
+            Some(dirty.snapshot())
         }
-        SnapshotKind::Diff => {
-            let dirty = req.dirty.ok_or_else(|| {
-                SnapshotError::InvalidPath("Diff snapshot requires track_dirty_pages=true and a dirty bitmap".into())
-            })?;
-            memory.write_diff(req.memory, dirty)?
+        (SnapshotKind::Diff, None) => {
+            return Err(SnapshotError::InvalidPath(
+                "Diff snapshot requires track_dirty_pages=true and a dirty bitmap".into(),
+            ));
         }
     };
-    let mut state = crate::atomic::AtomicWriter::open(req.state_path)?;
+    let mut state = Vec::new();
     Snapshot::new(req.state).save(&mut state)?;
-    memory.commit()?;
-    state.commit()?;
+    let transaction = Transaction::begin(&RealFs, req.state_path, req.memory_path)?;
+    let plan =
+        Plan { ram_size: req.ram_size, pages: dirty.as_ref(), block_size: UNIT, read_size: req.memory_page_size };
+    image::write(transaction.memory_file(), req.memory, &plan).map_err(SnapshotError::MemoryIo)?;
+    transaction.commit(&state)?;
+    let pages_written = dirty.as_ref().map_or(0, |pages| pieces(pages, req.ram_size, req.memory_page_size));
     Ok(SaveReport { kind: req.kind, pages_written })
 }

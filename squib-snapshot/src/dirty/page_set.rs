@@ -196,6 +196,12 @@ impl PageSetBuilder {
         Self { set: PageSet::empty(page_size, page_count), end: 0 }
     }
 
+    /// Pages the RAM has.
+    #[must_use]
+    pub fn page_count(&self) -> u64 {
+        self.set.page_count
+    }
+
     /// Adds `[first, first + count)`. What lies before the end of the pages already added, or beyond the RAM, is ignored.
     pub fn push_run(&mut self, first: u64, count: u64) {
         let stop = first.saturating_add(count).min(self.set.page_count);

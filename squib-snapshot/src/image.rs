@@ -1,0 +1,262 @@
+//! Writing a memory image: reading guest memory, checksumming, finding zeros and writing all go on at once.
+//!
+//! The calling thread reads guest memory (or hands out slices of it) in units of up to 2 MiB; a few workers checksum each unit, look
+//! for zeros and write it. At most [`BUFFERS`] units are in flight, so the extra memory is the same for every size of
+//! guest. A full image is sparse where RAM is zero; a diff image holds exactly the pages of its set.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use crate::digest::{Checksum, is_zero, non_zero_runs};
+use crate::dirty::PageSet;
+use crate::fs::FsFile;
+use crate::memory::PageReader;
+use crate::record::{BlockSums, byte_ranges};
+
+/// Bytes one worker handles at a time.
+pub(crate) const UNIT: u64 = 2 << 20;
+/// Units in flight: the whole of the extra memory.
+pub(crate) const BUFFERS: usize = 8;
+/// Workers; more do not write faster.
+const MAX_WORKERS: usize = 4;
+/// Images up to this many bytes are written by the calling thread alone.
+const SMALL: u64 = 4 << 20;
+
+/// What to write.
+pub(crate) struct Plan<'a> {
+    pub(crate) ram_size: u64,
+    /// Pages of a diff; `None` for all of RAM.
+    pub(crate) pages: Option<&'a PageSet>,
+    /// Bytes per checksum; divides [`UNIT`].
+    pub(crate) block_size: u64,
+    /// Longest read asked of the source.
+    pub(crate) read_size: u64,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) sums: BlockSums,
+    pub(crate) bytes: u64,
+}
+
+/// A stretch of RAM: in the source's own memory, or copied out of it.
+enum Piece<'a> {
+    Borrowed(&'a [u8]),
+    Copied(Range<usize>),
+}
+
+struct Unit<'a> {
+    /// `(offset in RAM, bytes)`, ascending.
+    pieces: Vec<(u64, Piece<'a>)>,
+    buffer: Vec<u8>,
+}
+
+impl Unit<'_> {
+    fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.pieces.iter().map(|(at, piece)| match piece {
+            Piece::Borrowed(bytes) => (*at, *bytes),
+            Piece::Copied(range) => (*at, &self.buffer[range.clone()]),
+        })
+    }
+}
+
+/// Writes the image into `file`, which is new and empty, and returns its checksums.
+pub(crate) fn write(file: &dyn FsFile, source: &(impl PageReader + ?Sized), plan: &Plan<'_>) -> io::Result<Written> {
+    file.set_len(plan.ram_size)?;
+    let shared = Shared {
+        file,
+        full: plan.pages.is_none(),
+        block_size: plan.block_size,
+        bytes: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
+        sums: Mutex::new(Vec::new()),
+        error: Mutex::new(None),
+    };
+    let total = plan.pages.map_or(plan.ram_size, |p| p.len().saturating_mul(p.page_size()));
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    if total <= SMALL || workers == 1 {
+        let mut buffer = Vec::new();
+        for range in units(plan) {
+            let unit = read(source, plan, range, buffer)?;
+            let mut sums = Vec::new();
+            shared.write(&unit, &mut sums)?;
+            shared.done(sums);
+            buffer = unit.buffer;
+        }
+    } else {
+        std::thread::scope(|scope| produce(scope, source, plan, &shared, workers))?;
+    }
+    if let Some(error) = shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let mut sums = shared.sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    sums.sort_unstable();
+    let sums = BlockSums::new(plan.block_size, plan.ram_size.div_ceil(plan.block_size), sums);
+    Ok(Written { sums, bytes: shared.bytes.into_inner() })
+}
+
+fn produce<'scope, 'env: 'scope, S: PageReader + ?Sized>(
+    scope: &'scope std::thread::Scope<'scope, 'env>,
+    source: &'env S,
+    plan: &Plan<'_>,
+    shared: &'env Shared<'env>,
+    workers: usize,
+) -> io::Result<()> {
+    let (work_in, work_out) = sync_channel::<Unit<'env>>(BUFFERS - workers - 1);
+    let (free_in, free_out) = sync_channel::<Vec<u8>>(BUFFERS);
+    let work_out = std::sync::Arc::new(Mutex::new(work_out));
+    for _ in 0..workers {
+        let (work_out, free_in) = (std::sync::Arc::clone(&work_out), free_in.clone());
+        scope.spawn(move || {
+            let mut sums = Vec::new();
+            while let Some(unit) = next(&work_out) {
+                if !shared.failed.load(Ordering::Relaxed)
+                    && let Err(e) = shared.write(&unit, &mut sums)
+                {
+                    shared.fail(e);
+                }
+                // The producer may be gone, and the buffer with it.
+                let _ = free_in.try_send(unit.buffer);
+            }
+            shared.done(sums);
+        });
+    }
+    for range in units(plan) {
+        if shared.failed.load(Ordering::Relaxed) {
+            break;
+        }
+        let buffer = free_out.try_recv().unwrap_or_default();
+        let unit = read(source, plan, range, buffer)?;
+        if work_in.send(unit).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn next<'a>(work: &Mutex<Receiver<Unit<'a>>>) -> Option<Unit<'a>> {
+    work.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+/// Units that hold something to write, in order.
+fn units<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = Vec<Range<u64>>> + 'a {
+    let clip = |unit: u64| (unit * UNIT)..((unit + 1).saturating_mul(UNIT).min(plan.ram_size));
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        if next >= plan.ram_size.div_ceil(UNIT) {
+            return None;
+        }
+        let Some(pages) = plan.pages else {
+            next += 1;
+            return Some(vec![clip(next - 1)]);
+        };
+        // Straight to the unit that holds the next page of the set.
+        let size = pages.page_size();
+        let (page, _) = pages.runs_within(next * UNIT / size, u64::MAX).next()?;
+        let unit = (page * size).max(next * UNIT) / UNIT;
+        next = unit + 1;
+        Some(byte_ranges(pages, clip(unit)))
+    })
+}
+
+/// Reads one unit from the source, in place where it can.
+fn read<'a, S: PageReader + ?Sized>(
+    source: &'a S,
+    plan: &Plan<'_>,
+    ranges: Vec<Range<u64>>,
+    mut buffer: Vec<u8>,
+) -> io::Result<Unit<'a>> {
+    buffer.clear();
+    let mut pieces = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let len = (range.end - range.start) as usize;
+        if let Some(bytes) = source.slice_at(range.start, len)
+            && bytes.len() == len
+        {
+            pieces.push((range.start, Piece::Borrowed(bytes)));
+            continue;
+        }
+        let from = buffer.len();
+        buffer.resize(from + len, 0);
+        let mut at = range.start;
+        for chunk in buffer[from..].chunks_mut(plan.read_size.clamp(1, UNIT) as usize) {
+            source.read_at(at, chunk)?;
+            at += chunk.len() as u64;
+        }
+        pieces.push((range.start, Piece::Copied(from..from + len)));
+    }
+    Ok(Unit { pieces, buffer })
+}
+
+/// What the workers have in common.
+struct Shared<'a> {
+    file: &'a dyn FsFile,
+    full: bool,
+    block_size: u64,
+    bytes: AtomicU64,
+    failed: AtomicBool,
+    sums: Mutex<Vec<(u64, u64)>>,
+    error: Mutex<Option<io::Error>>,
+}
+
+impl Shared<'_> {
+    fn write(&self, unit: &Unit<'_>, sums: &mut Vec<(u64, u64)>) -> io::Result<()> {
+        let mut block: Option<(u64, Checksum, bool)> = None;
+        for (start, bytes) in unit.pieces() {
+            let mut at = start;
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let index = at / self.block_size;
+                let len = rest.len().min(((index + 1) * self.block_size - at) as usize);
+                let (head, tail) = rest.split_at(len);
+                if block.as_ref().is_none_or(|(i, _, _)| *i != index) {
+                    self.close(block.take(), sums);
+                    block = Some((index, Checksum::new(), true));
+                }
+                if let Some((_, sum, zero)) = &mut block {
+                    sum.update(head);
+                    *zero = *zero && self.full && is_zero(head);
+                }
+                at += len as u64;
+                rest = tail;
+            }
+            self.write_piece(start, bytes)?;
+        }
+        self.close(block, sums);
+        Ok(())
+    }
+
+    /// A block of a full image that is all zero has no checksum: it is a hole.
+    fn close(&self, block: Option<(u64, Checksum, bool)>, sums: &mut Vec<(u64, u64)>) {
+        if let Some((index, sum, zero)) = block
+            && !(zero && self.full)
+        {
+            sums.push((index, sum.finish()));
+        }
+    }
+
+    fn write_piece(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
+        if !self.full {
+            self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            return self.file.write_all_at(bytes, start);
+        }
+        for run in non_zero_runs(bytes) {
+            self.bytes.fetch_add(run.len() as u64, Ordering::Relaxed);
+            self.file.write_all_at(&bytes[run.clone()], start + run.start as u64)?;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, error: io::Error) {
+        self.failed.store(true, Ordering::Relaxed);
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn done(&self, mut sums: Vec<(u64, u64)>) {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner).append(&mut sums);
+    }
+}

@@ -1,0 +1,357 @@
+//! Committing two files as one.
+//!
+//! State and memory file are replaced together: after a crash at any point, a load finds the old pair or the new pair.
+//! The steps, each of which the tests crash at:
+//!
+//! 1. Lock both destinations (`NAME.squib-lock`), finish or undo what an earlier crash left, remove abandoned files.
+//! 2. Write memory and state to new files beside their destinations (`NAME.squib-<16 hex>.new`, created exclusively, mode
+//!    0600) and sync both.
+//! 3. Sync the directories: both names are durable.
+//! 4. Write the journal, which names both files and both destinations, to a new file, sync it, rename it to
+//!    `STATE.squib-journal` and sync the directory. **This is the commit.**
+//! 5. Rename memory and state over their destinations and sync the directories.
+//! 6. Remove the journal.
+//!
+//! A crash before 4 leaves no journal, or one that is complete and durable together with both files; without a journal
+//! nothing was renamed and the new files are removed by the next save. A crash after 4 leaves the journal: recovery renames what
+//! is still to be renamed and goes on at 5; should the new memory file be gone without having become the destination (its
+//! file number tells), it removes the journal and then the new state instead. Renames may reach the disk in any order, because the journal outlives them.
+//!
+//! An error before 4 undoes everything. An error after 4 undoes the commit by removing the journal (durably, *before* the
+//! new files go) as long as nothing was renamed; after that the commit stands and is finished by the next load.
+
+mod journal;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub(crate) use journal::journal_path;
+use journal::{JOURNAL_SUFFIX, Journal, is_pending_name};
+
+use crate::atomic::{parent_dir, random_name};
+use crate::error::{Result, SnapshotError};
+use crate::fs::{Fs, FsFile, Kind, Lock};
+
+/// How long a load waits for a saver that is between its commit point and the end of its renames.
+const WAIT_FOR_SAVER: Duration = Duration::from_secs(5);
+
+/// A save in progress. Dropping it undoes everything.
+pub(crate) struct Transaction<'f> {
+    fs: &'f dyn Fs,
+    state: PathBuf,
+    memory: PathBuf,
+    locks: Vec<(PathBuf, Option<Lock>)>,
+    /// New files to be removed if the commit does not happen.
+    pending: Vec<PathBuf>,
+    memory_file: Box<dyn FsFile>,
+}
+
+impl<'f> Transaction<'f> {
+    /// Locks the destinations, recovers what a crash left there, and creates the new memory file.
+    pub(crate) fn begin(fs: &'f dyn Fs, state: &Path, memory: &Path) -> Result<Self> {
+        for dest in [state, memory] {
+            if dest.file_name().is_none() {
+                return Err(SnapshotError::InvalidPath(format!("{} does not name a file", dest.display())));
+            }
+        }
+        if same_file(state, memory) {
+            return Err(SnapshotError::InvalidPath("state and memory must be two different files".into()));
+        }
+        let mut locks = Locks { fs, held: Vec::new() };
+        locks.take(state)?;
+        locks.take(memory)?;
+        recover_locked(fs, state)?;
+        sweep(fs, state);
+        sweep(fs, memory);
+        for dest in [state, memory] {
+            if fs.kind(dest)? == Some(Kind::Directory) {
+                let e = io::Error::new(io::ErrorKind::IsADirectory, "destination is a directory");
+                return Err(SnapshotError::AtomicCommitFailed(crate::error::at("rename into place", dest)(e)));
+            }
+        }
+        let (path, memory_file) = create_pending(fs, memory)?;
+        Ok(Self {
+            fs,
+            state: state.to_path_buf(),
+            memory: memory.to_path_buf(),
+            locks: std::mem::take(&mut locks.held),
+            pending: vec![path],
+            memory_file,
+        })
+    }
+
+    /// The new memory file.
+    pub(crate) fn memory_file(&self) -> &dyn FsFile {
+        &*self.memory_file
+    }
+
+    /// Writes the state and commits both files.
+    pub(crate) fn commit(mut self, state_bytes: &[u8]) -> Result<()> {
+        self.memory_file.sync().map_err(SnapshotError::MemoryIo)?;
+        let (state_temp, state_file) = create_pending(self.fs, &self.state)?;
+        self.pending.push(state_temp);
+        state_file.write_all_at(state_bytes, 0)?;
+        state_file.sync()?;
+        drop(state_file);
+        self.sync_dirs()?;
+
+        let journal = Journal::new(
+            &self.state,
+            &self.memory,
+            &self.pending[1],
+            &self.pending[0],
+            self.fs.file_id(&self.pending[0])?,
+        )?;
+        let journal_path = journal_path(&self.state);
+        let (journal_temp, journal_file) = create_pending(self.fs, &journal_path)?;
+        self.pending.push(journal_temp.clone());
+        journal_file.write_all_at(&journal.to_bytes(), 0)?;
+        journal_file.sync()?;
+        drop(journal_file);
+
+        let placed = self.place(&journal_temp, &journal_path);
+        match placed {
+            Ok(()) => {
+                self.pending.clear();
+                Ok(())
+            }
+            Err((e, renamed)) => Err(self.undo(e, renamed, &journal_path)),
+        }
+    }
+
+    /// Steps 4 to 6. The error comes with the number of destinations renamed so far.
+    fn place(&self, journal_temp: &Path, journal_path: &Path) -> Result<(), (SnapshotError, usize)> {
+        let dir = parent_dir(&self.state);
+        self.fs.rename(journal_temp, journal_path).map_err(|e| (SnapshotError::AtomicCommitFailed(e), 0))?;
+        self.fs.sync_dir(&dir).map_err(|e| (SnapshotError::Io(e), 0))?;
+        self.fs.rename(&self.pending[0], &self.memory).map_err(|e| (SnapshotError::AtomicCommitFailed(e), 0))?;
+        self.fs.rename(&self.pending[1], &self.state).map_err(|e| (SnapshotError::AtomicCommitFailed(e), 1))?;
+        self.sync_dirs().map_err(|e| (e, 2))?;
+        // From here on the pair is in place and durable; a journal that stays behind is found to be done.
+        if self.fs.remove(journal_path).is_ok() {
+            let _ = self.fs.sync_dir(&dir);
+        }
+        Ok(())
+    }
+
+    /// After a failure at or beyond the commit point: take the commit back if that is still possible.
+    fn undo(&mut self, error: SnapshotError, renamed: usize, journal_path: &Path) -> SnapshotError {
+        let dir = parent_dir(&self.state);
+        let undone = renamed == 0 && self.fs.remove(journal_path).is_ok() && self.fs.sync_dir(&dir).is_ok();
+        if undone {
+            return error; // Dropping `self` removes the new files.
+        }
+        self.pending.clear();
+        let source = match error {
+            SnapshotError::AtomicCommitFailed(e) | SnapshotError::Io(e) => e,
+            other => io::Error::other(other.to_string()),
+        };
+        SnapshotError::CommitInterrupted { path: self.state.clone(), source }
+    }
+
+    fn sync_dirs(&self) -> Result<()> {
+        let (a, b) = (parent_dir(&self.memory), parent_dir(&self.state));
+        self.fs.sync_dir(&a)?;
+        if a != b {
+            self.fs.sync_dir(&b)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        for path in &self.pending {
+            let _ = self.fs.remove(path);
+        }
+        Locks { fs: self.fs, held: std::mem::take(&mut self.locks) };
+    }
+}
+
+/// Locks that are given back, lock files removed, when this is dropped.
+struct Locks<'f> {
+    fs: &'f dyn Fs,
+    held: Vec<(PathBuf, Option<Lock>)>,
+}
+
+impl Locks<'_> {
+    fn take(&mut self, dest: &Path) -> Result<()> {
+        let path = suffixed(dest, journal::LOCK_SUFFIX);
+        match self.fs.lock(&path)? {
+            Some(lock) => {
+                self.held.push((path, Some(lock)));
+                Ok(())
+            }
+            None => Err(SnapshotError::Busy { path: dest.to_path_buf() }),
+        }
+    }
+}
+
+impl Drop for Locks<'_> {
+    fn drop(&mut self) {
+        for (path, lock) in &mut self.held {
+            if let Some(lock) = lock.take() {
+                self.fs.unlock(path, lock);
+            }
+        }
+    }
+}
+
+/// What [`recover_pair`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovered {
+    /// No commit was interrupted.
+    Nothing,
+    /// An interrupted commit was finished: the new pair is in place.
+    Finished,
+    /// An interrupted commit was undone: the old pair is in place.
+    Undone,
+}
+
+/// Finishes the interrupted commit of `state`, if there is one. If a living saver holds it, waits for that.
+pub(crate) fn recover_pair(fs: &dyn Fs, state: &Path) -> Result<Recovered> {
+    let journal = journal_path(state);
+    let deadline = Instant::now() + WAIT_FOR_SAVER;
+    while fs.kind(&journal)?.is_some() {
+        let mut locks = Locks { fs, held: Vec::new() };
+        match locks.take(state) {
+            Ok(()) => return recover_locked(fs, state),
+            Err(SnapshotError::Busy { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2))
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Recovered::Nothing)
+}
+
+/// As [`recover_pair`], by who holds the lock of the state.
+fn recover_locked(fs: &dyn Fs, state: &Path) -> Result<Recovered> {
+    let path = journal_path(state);
+    if fs.kind(&path)?.is_none() {
+        return Ok(Recovered::Nothing);
+    }
+    let bytes = fs.read_small(&path, journal::MAX_LEN)?;
+    let journal =
+        Journal::from_bytes(&bytes, state).map_err(|reason| SnapshotError::Journal { path: path.clone(), reason })?;
+    let [(memory_temp, memory), (state_temp, _)] = journal.renames();
+    let exists = |path: &Path| Ok::<_, SnapshotError>(fs.kind(path)? == Some(Kind::File));
+    let state_waits = exists(&state_temp)?;
+    let memory_is = if exists(&memory)? { fs.file_id(&memory)? } else { 0 };
+    if state_waits && !exists(&memory_temp)? && memory_is != journal.memory_id {
+        // The new memory file was removed by somebody: the old pair is still complete.
+        fs.remove(&path)?;
+        fs.sync_dir(&parent_dir(state))?;
+        fs.remove(&state_temp)?;
+        return Ok(Recovered::Undone);
+    }
+    let mut result = Recovered::Nothing;
+    for (temp, dest) in journal.renames() {
+        if exists(&temp)? {
+            fs.rename(&temp, &dest).map_err(SnapshotError::AtomicCommitFailed)?;
+            result = Recovered::Finished;
+        }
+    }
+    for dir in journal.directories() {
+        fs.sync_dir(&dir)?;
+    }
+    fs.remove(&path)?;
+    fs.sync_dir(&parent_dir(state))?;
+    Ok(result)
+}
+
+/// Recovers every interrupted commit of a directory and removes the new files and locks of saves that died before their
+/// commit.
+pub(crate) fn recover_directory(fs: &dyn Fs, dir: &Path) -> Result<RecoverReport> {
+    let mut report = RecoverReport::default();
+    let names = fs.list(dir)?;
+    for name in &names {
+        let Some(state) = journal::strip(name, JOURNAL_SUFFIX) else { continue };
+        let state = dir.join(state);
+        match recover_pair(fs, &state)? {
+            Recovered::Finished => report.finished.push(state),
+            Recovered::Undone => report.undone.push(state),
+            Recovered::Nothing => {}
+        }
+    }
+    for name in &names {
+        let dest = journal::pending_dest(name).or_else(|| journal::strip(name, journal::LOCK_SUFFIX));
+        let Some(dest) = dest else { continue };
+        let path = dir.join(name);
+        let mut locks = Locks { fs, held: Vec::new() };
+        match locks.take(&dir.join(dest)) {
+            Ok(()) => {}
+            Err(SnapshotError::Busy { path }) => {
+                if !report.busy.contains(&path) {
+                    report.busy.push(path);
+                }
+                continue;
+            }
+            Err(e) => return Err(e),
+        }
+        if fs.kind(&path)? == Some(Kind::File) && !journal::is_lock(name) {
+            fs.remove(&path)?;
+            report.removed.push(path);
+        }
+    }
+    Ok(report)
+}
+
+/// What [`recover`](crate::recover) did in a directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoverReport {
+    /// State files whose interrupted commit was finished.
+    pub finished: Vec<PathBuf>,
+    /// State files whose interrupted commit was undone because its memory file had been removed.
+    pub undone: Vec<PathBuf>,
+    /// Files of saves that died before their commit, removed.
+    pub removed: Vec<PathBuf>,
+    /// Destinations that a living saver is writing, left alone.
+    pub busy: Vec<PathBuf>,
+}
+
+impl RecoverReport {
+    /// Whether there was nothing to do.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Removes the new files that died savers of `dest` left. The caller holds its lock and has recovered.
+fn sweep(fs: &dyn Fs, dest: &Path) {
+    let (dir, Some(name)) = (parent_dir(dest), dest.file_name()) else { return };
+    let journal = suffixed(Path::new(name), JOURNAL_SUFFIX);
+    for candidate in fs.list(&dir).unwrap_or_default() {
+        if is_pending_name(name, &candidate) || is_pending_name(journal.as_os_str(), &candidate) {
+            let _ = fs.remove(&dir.join(candidate));
+        }
+    }
+}
+
+fn create_pending(fs: &dyn Fs, dest: &Path) -> Result<(PathBuf, Box<dyn FsFile>)> {
+    loop {
+        let path = suffixed(dest, &format!("{}{}{}", journal::MARK, random_name()?, journal::PENDING_SUFFIX));
+        match fs.create_new(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Whether both paths name one file, as far as can be told without it existing.
+fn same_file(a: &Path, b: &Path) -> bool {
+    if a == b {
+        return true;
+    }
+    let dir = |p: &Path| std::fs::canonicalize(parent_dir(p)).ok();
+    a.file_name() == b.file_name() && dir(a).is_some() && dir(a) == dir(b)
+}

@@ -1,0 +1,137 @@
+//! Proving that memory is what it was when it was saved: block by block, all of it or only what is read.
+
+use std::ops::Range;
+
+use crate::digest::{Checksum, is_zero};
+use crate::error::{Result, SnapshotError};
+use crate::fs::read_exact_at;
+use crate::image::UNIT;
+use crate::pair::Pair;
+use crate::record::MemoryRecord;
+
+/// What [`Pair::verify`] looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Bytes checked.
+    pub bytes: u64,
+    /// Blocks with a checksum.
+    pub blocks: u64,
+    /// Damaged ranges of RAM, each with the stored and the computed checksum. Empty if all is well.
+    pub damaged: Vec<Damage>,
+}
+
+/// One block whose bytes are not those that were saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Bytes from the start of RAM.
+    pub range: Range<u64>,
+    /// Checksum in the state.
+    pub expected: u64,
+    /// Checksum of the file.
+    pub found: u64,
+}
+
+impl VerifyReport {
+    /// An object for tools.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let damaged: Vec<_> = self
+            .damaged
+            .iter()
+            .map(|d| {
+                serde_json::json!({
+                    "start": d.range.start,
+                    "end": d.range.end,
+                    "expected": format!("{:#018x}", d.expected),
+                    "found": format!("{:#018x}", d.found),
+                })
+            })
+            .collect();
+        serde_json::json!({ "ok": self.damaged.is_empty(), "bytes": self.bytes, "blocks": self.blocks, "damaged": damaged })
+    }
+
+    /// Text for a terminal.
+    #[must_use]
+    pub fn human(&self) -> String {
+        let mut text = format!("checked {} bytes of memory in {} blocks: ", self.bytes, self.blocks);
+        match self.damaged.len() {
+            0 => text.push_str("no damage\n"),
+            n => text.push_str(&format!("{n} damaged\n")),
+        }
+        for d in &self.damaged {
+            text.push_str(&format!(
+                "  {:#x}..{:#x}: checksum {:#018x}, expected {:#018x}\n",
+                d.range.start, d.range.end, d.found, d.expected
+            ));
+        }
+        text
+    }
+}
+
+impl Pair {
+    /// Checks every byte of memory; the first damaged block is an error that names it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::MemoryDamaged`], [`SnapshotError::MemoryIo`]; [`SnapshotError::NotRecorded`] for version 5.0, which has no
+    /// checksums.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        let report = self.verify_report()?;
+        match report.damaged.first() {
+            None => Ok(report),
+            Some(d) => Err(SnapshotError::MemoryDamaged {
+                path: self.memory_path().to_path_buf(),
+                start: d.range.start,
+                end: d.range.end,
+                expected: d.expected,
+                found: d.found,
+            }),
+        }
+    }
+
+    /// Checks every byte of memory and lists all damage.
+    ///
+    /// # Errors
+    /// As [`Self::verify`], damage excepted.
+    pub fn verify_report(&self) -> Result<VerifyReport> {
+        let memory = &self.state_file().require_record("checksums of its memory")?.memory;
+        let mut report = VerifyReport::default();
+        let mut buffer = Vec::new();
+        for block in 0..memory.ram_size.div_ceil(memory.sums.block_size()) {
+            if let Some(damage) = self.check_block(memory, block, &mut buffer)? {
+                report.damaged.push(damage);
+            }
+            report.bytes += buffer.len() as u64;
+            report.blocks += u64::from(memory.sums.get(block).is_some());
+        }
+        Ok(report)
+    }
+
+    /// Reads what the file holds of one block into `buffer` and compares it with its checksum.
+    pub(crate) fn check_block(
+        &self,
+        memory: &MemoryRecord,
+        block: u64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Damage>> {
+        debug_assert!(memory.sums.block_size() <= UNIT);
+        buffer.clear();
+        let mut sum = Checksum::new();
+        for range in memory.ranges_in_block(block) {
+            let from = buffer.len();
+            buffer.resize(from + (range.end - range.start) as usize, 0);
+            read_exact_at(self.memory_file(), &mut buffer[from..], range.start).map_err(|e| self.memory_error(e))?;
+            sum.update(&buffer[from..]);
+        }
+        let found = sum.finish();
+        let range = memory.sums.block_range(block, memory.ram_size);
+        match memory.sums.get(block) {
+            Some(expected) if expected == found => Ok(None),
+            None if is_zero(buffer) => Ok(None),
+            // A block without checksum must be all zero: what was found is compared with the checksum of that.
+            expected => {
+                let zeros = || crate::digest::checksum(&vec![0; buffer.len()]);
+                Ok(Some(Damage { range, expected: expected.unwrap_or_else(zeros), found }))
+            }
+        }
+    }
+}
