@@ -1,0 +1,487 @@
+//! Draws test cases. A case is a pure function of seed, class and index.
+
+use crate::case::{CODE_BASE, Case, SCRATCH_BASE, SCRATCH_LEN, SLOT, State, WINDOW_BASE, WINDOW_LEN};
+use crate::encodings::{Class, Form, Row, bit, excluded, field, find, rows};
+use crate::rng::Rng;
+use crate::values;
+
+/// Instructions in a slot, the closing breakpoint not counted.
+const MAX_CODE: usize = SLOT / 4 - 1;
+const CLREX: u32 = 0xd503_3f5f;
+const DC_ZVA: u32 = 0xd50b_7420;
+
+/// What a run draws from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Draw {
+    /// Data processing on general-purpose registers.
+    Integer,
+    /// Branches forward, over data processing.
+    Branch,
+    /// Loads and stores, all addressing modes, faults included.
+    Memory,
+    /// Exclusives, acquire/release, LSE atomics.
+    Atomic,
+    /// Scalar floating point.
+    Fp,
+    /// AdvSIMD on integers.
+    Simd,
+    /// AdvSIMD on floating-point values.
+    SimdFp,
+    /// AES, SHA, PMULL.
+    Crypto,
+    /// Structure loads and stores.
+    Structure,
+    /// Flags, FPCR, FPSR, hints, barriers.
+    System,
+    /// DC ZVA among stores.
+    Zva,
+    /// Everything but DC ZVA.
+    Mixed,
+    /// One instruction word, allocated or not: only whether it is UNDEFINED is compared.
+    Undefined,
+}
+
+impl Draw {
+    /// All of them.
+    pub const ALL: [Draw; 13] = [
+        Draw::Integer,
+        Draw::Branch,
+        Draw::Memory,
+        Draw::Atomic,
+        Draw::Fp,
+        Draw::Simd,
+        Draw::SimdFp,
+        Draw::Crypto,
+        Draw::Structure,
+        Draw::System,
+        Draw::Zva,
+        Draw::Mixed,
+        Draw::Undefined,
+    ];
+
+    fn classes(self) -> &'static [Class] {
+        use Class::*;
+        match self {
+            Draw::Integer => &[Integer],
+            Draw::Branch => &[Branch, Integer],
+            Draw::Memory | Draw::Zva => &[Memory],
+            Draw::Atomic => &[Atomic],
+            Draw::Fp => &[Fp],
+            Draw::Simd => &[Simd],
+            Draw::SimdFp => &[SimdFp],
+            Draw::Crypto => &[Crypto],
+            Draw::Structure => &[Structure],
+            Draw::System => &[System, System, Integer, Fp],
+            Draw::Mixed | Draw::Undefined => {
+                &[Integer, Branch, Memory, Atomic, Fp, Simd, SimdFp, Crypto, Structure, System]
+            }
+        }
+    }
+
+    /// The CPU model of the reference. `max` has every feature of ours; pointer authentication is off on both sides, its
+    /// values being implementation defined. Its DC ZVA blocks are 512 bytes in user mode, ours 64 as Apple's, like this
+    /// other model's.
+    pub fn cpu(self) -> &'static str {
+        match self {
+            Draw::Zva => "neoverse-n1",
+            _ => "max,sve=off,sme=off,pauth=off",
+        }
+    }
+}
+
+/// Draws case `index`, to be run in slot `slot` of a batch.
+pub fn draw(kind: Draw, seed: u64, index: u64, slot: usize) -> Case {
+    let mut rng = Rng::new(seed, kind as u64, index);
+    let mut state = State {
+        x: std::array::from_fn(|_| values::integer(&mut rng)),
+        sp: values::integer(&mut rng) & !15,
+        pc: CODE_BASE + (slot * SLOT) as u64,
+        nzcv: rng.word() & 0xf000_0000,
+        fpcr: values::fpcr(&mut rng),
+        fpsr: values::fpsr(&mut rng),
+        v: std::array::from_fn(|_| values::vector(&mut rng)),
+    };
+    if kind == Draw::Undefined {
+        // Whatever address such a word makes of its registers, the reference's own memory is not there.
+        state.x = std::array::from_fn(|_| u64::MAX >> 16 << rng.below(16));
+        state.sp = 0;
+        let code = vec![undefined_word(&mut rng)];
+        return Case { state, window: vec![0; WINDOW_LEN], code };
+    }
+    let window = values::window(&mut rng);
+    let code = Sequence { rng, kind, palette: 31, units: Vec::new(), len: 0 }.build();
+    Case { state, window, code }
+}
+
+/// A word that both sides are asked about: any, or one near an allocated encoding.
+fn undefined_word(rng: &mut Rng) -> u32 {
+    loop {
+        let row = rng.pick(rows());
+        let mut word = rng.word();
+        match rng.below(4) {
+            0 => {}
+            1 => word = word & !0x1e00_0000 | row.value & 0x1e00_0000,
+            _ => {
+                word = word & !row.mask | row.value;
+                for _ in 0..rng.below(4) {
+                    word ^= 1 << rng.below(32);
+                }
+            }
+        }
+        let branches = find(word).is_some_and(|row| row.class == Class::Branch);
+        if !branches && !excluded(word) {
+            return word;
+        }
+    }
+}
+
+/// Instructions that belong together. Every unit sets up what it needs, so that a branch may skip any of them.
+struct Unit {
+    code: Vec<u32>,
+    /// The last instruction goes to the start of the unit that comes after this many others. (For a branch to a register the
+    /// one before it, ADR, computes the address.)
+    skip: Option<usize>,
+}
+
+struct Sequence {
+    rng: Rng,
+    kind: Draw,
+    /// Register numbers are taken modulo this plus one: few registers make dependencies and overlaps.
+    palette: u32,
+    units: Vec<Unit>,
+    len: usize,
+}
+
+impl Sequence {
+    fn build(mut self) -> Vec<u32> {
+        self.palette = self.rng.pick(&[31, 31, 7, 3]);
+        let count = 1 + self.rng.below(16);
+        for _ in 0..count {
+            let unit = self.unit();
+            if self.len + unit.code.len() > MAX_CODE {
+                break;
+            }
+            self.len += unit.code.len();
+            self.units.push(unit);
+        }
+        self.link()
+    }
+
+    /// Resolves branches and literal loads, and strings the units together.
+    fn link(self) -> Vec<u32> {
+        let starts: Vec<usize> = self
+            .units
+            .iter()
+            .scan(0, |at, unit| {
+                let start = *at;
+                *at += unit.code.len();
+                Some(start)
+            })
+            .collect();
+        let mut code = Vec::with_capacity(self.len);
+        for (i, unit) in self.units.iter().enumerate() {
+            for (j, word) in unit.code.iter().enumerate() {
+                let at = code.len();
+                let target = unit.skip.map(|skip| starts.get(i + 1 + skip).copied().unwrap_or(self.len));
+                code.push(match target {
+                    Some(target) if j + 1 == unit.code.len() || unit.code.len() == 2 => aim(*word, target - at),
+                    _ => *word,
+                });
+            }
+        }
+        code
+    }
+
+    fn unit(&mut self) -> Unit {
+        if self.kind == Draw::Zva && self.rng.one_in(2) {
+            return self.zero_block();
+        }
+        let class = self.rng.pick(self.kind.classes());
+        let of_class = |row: &&Row| row.class == class;
+        let count = rows().iter().filter(of_class).count();
+        let row = rows().iter().filter(of_class).nth(self.rng.below(count as u64) as usize);
+        let row = row.expect("the number is below the count");
+        match (row.form, class) {
+            (Form::Branch, _) => self.branch(row),
+            (Form::None, Class::System) => self.system(row),
+            (Form::None, _) => Unit { code: vec![self.word(row)], skip: None },
+            (Form::Literal, _) => self.literal(row),
+            _ if row.name.starts_with("STXR") || row.name.starts_with("STXP") => self.exclusive(row),
+            _ => self.access(row),
+        }
+    }
+
+    /// A random allocated word of the row.
+    fn word(&mut self, row: &Row) -> u32 {
+        loop {
+            let mut word = self.rng.word() & !row.mask | row.value;
+            for low in row.registers.into_iter().flatten() {
+                let register = word >> low & 31;
+                // 31 (ZR, SP) stays in the game.
+                if register != 31 {
+                    word = word & !(31 << low) | (register & self.palette) << low;
+                }
+            }
+            if row.matches(word) {
+                return word;
+            }
+        }
+    }
+
+    fn branch(&mut self, row: &Row) -> Unit {
+        let word = self.word(row);
+        let skip = Some(self.rng.below(4) as usize);
+        if field(word, 31, 25) != 0b110_1011 {
+            return Unit { code: vec![word], skip };
+        }
+        let register = match field(word, 9, 5) {
+            31 => 30,
+            other => other,
+        };
+        let adr = 0x1000_0000 | register;
+        Unit { code: vec![adr, word & !0x3e0 | register << 5], skip }
+    }
+
+    /// A load of the case's own code.
+    fn literal(&mut self, row: &Row) -> Unit {
+        let word = self.word(row) & !(0x7_ffff << 5);
+        let target = self.rng.below(MAX_CODE as u64 - 4) as i64 - self.len as i64;
+        Unit { code: vec![word | (target as u32 & 0x7_ffff) << 5], skip: None }
+    }
+
+    fn system(&mut self, row: &Row) -> Unit {
+        let word = self.word(row);
+        let register = field(word, 4, 0);
+        let set = |value: u64| match register {
+            31 => Vec::new(),
+            _ => constant(register, value),
+        };
+        let code = match row.name {
+            // Only the bits that have a meaning: the others are RES0 here, and partly not in the reference (AArch32).
+            "MSR FPCR" => [set(u64::from(values::fpcr(&mut self.rng))), vec![word]].concat(),
+            "MSR FPSR" => [set(u64::from(self.rng.word() & values::FPSR_BITS)), vec![word]].concat(),
+            // Not part of the state a case starts from: written before it is read.
+            "MRS TPIDR_EL0" => vec![word & !(1 << 21) & !31 | self.rng.below(32) as u32, word],
+            _ => vec![word],
+        };
+        Unit { code, skip: None }
+    }
+
+    fn zero_block(&mut self) -> Unit {
+        let register = self.rng.below(31) as u32;
+        let address = WINDOW_BASE + self.rng.below(WINDOW_LEN as u64);
+        let mut code = constant(register, address);
+        code.push(DC_ZVA | register);
+        Unit { code, skip: None }
+    }
+
+    /// A load, store or atomic, with its base (and index) register made to fit.
+    fn access(&mut self, row: &Row) -> Unit {
+        let word = loop {
+            let word = self.word(row);
+            if predictable(row, word) {
+                break word;
+            }
+        };
+        let size = access_size(row, word);
+        let target = self.target(row, size);
+        let mut code = Vec::new();
+        let (base, index) = (field(word, 9, 5), field(word, 20, 16));
+        let offset = match row.form {
+            Form::Scaled => i64::from(field(word, 21, 10)) << access_scale(word),
+            Form::Imm9 if field(word, 11, 10) != 1 => sign_extend(field(word, 20, 12), 9),
+            Form::Pair if field(word, 24, 23) != 1 => sign_extend(field(word, 21, 15), 7) << pair_scale(word),
+            Form::Register => {
+                let shift = if bit(word, 12) { access_scale(word) } else { 0 };
+                let value = if index == 31 { 0 } else { self.index_value(word, index, &mut code) };
+                value << shift
+            }
+            _ => 0,
+        };
+        self.base(base, index, target.wrapping_sub(offset as u64), &mut code);
+        code.push(word);
+        Unit { code, skip: None }
+    }
+
+    /// Where the access goes: inside the window, often over the page boundary in its middle, rarely to the page behind the
+    /// scratch memory, which faults.
+    fn target(&mut self, row: &Row, size: u64) -> u64 {
+        let aligned = row.class == Class::Atomic && !self.rng.one_in(64);
+        let target = match self.rng.below(64) {
+            0 => SCRATCH_BASE + SCRATCH_LEN as u64 - size + 1 + self.rng.below(32),
+            1..16 => WINDOW_BASE + WINDOW_LEN as u64 / 2 - self.rng.below(size + 1),
+            _ => WINDOW_BASE + self.rng.below(WINDOW_LEN as u64 - size),
+        };
+        if aligned { target.next_multiple_of(size).min(WINDOW_BASE + WINDOW_LEN as u64 - size) } else { target }
+    }
+
+    /// Loads the index register of a register-offset access; its effective value, before the shift.
+    fn index_value(&mut self, word: u32, register: u32, code: &mut Vec<u32>) -> i64 {
+        let (signed, wide) = (bit(word, 15), bit(word, 13));
+        let mut value = self.rng.below(64) as i64;
+        if (signed || wide) && self.rng.one_in(2) {
+            value = -value - 1;
+        }
+        code.extend(constant(register, value as u64));
+        if !wide {
+            // What is above bit 31 must not matter.
+            code.push(0xf2e0_0000 | (self.rng.word() & 0xffff) << 5 | register);
+        }
+        value
+    }
+
+    /// Sets the base register, sometimes with a tag in the top byte, which is ignored.
+    fn base(&mut self, base: u32, index: u32, address: u64, code: &mut Vec<u32>) {
+        let tag = if self.rng.one_in(4) { self.rng.below(256) << 56 } else { 0 };
+        let address = address & !(0xff << 56) | tag;
+        if base != 31 {
+            return code.extend(constant(base, address));
+        }
+        let helper = (0..31).map(|_| self.rng.below(31) as u32).find(|r| *r != index).unwrap_or(index ^ 1);
+        code.extend(constant(helper, address));
+        code.push(0x9100_001f | helper << 5);
+    }
+
+    /// A load-exclusive, at most two instructions on registers, and the store-exclusive that belongs to it.
+    fn exclusive(&mut self, row: &Row) -> Unit {
+        let store = loop {
+            let word = self.word(row);
+            if predictable(row, word) {
+                break word;
+            }
+        };
+        let base = field(store, 9, 5);
+        let size = access_size(row, store);
+        let mut code = Vec::new();
+        let target = self.target(row, size);
+        self.base(base, 32, target, &mut code);
+        if self.rng.one_in(8) {
+            code.push(CLREX);
+        } else {
+            let pair = bit(store, 21);
+            let mut other = || loop {
+                let r = self.rng.below(32) as u32;
+                if r != base {
+                    break r;
+                }
+            };
+            let (t, mut u) = (other(), if pair { other() } else { 31 });
+            if pair && u == t {
+                u = (0..31).find(|r| *r != t && *r != base).expect("31 registers, two taken");
+            }
+            let acquire = (self.rng.below(2) as u32) << 15;
+            code.push(store & 0xc020_0000 | 0x085f_0000 | acquire | u << 10 | base << 5 | t);
+        }
+        let add = rows().iter().find(|row| row.name == "ADD/SUB (shifted)").expect("the table has it");
+        for _ in 0..self.rng.below(3) {
+            let word = self.word(add);
+            if field(word, 4, 0) != base {
+                code.push(word);
+            }
+        }
+        if self.rng.one_in(8) {
+            code.push(CLREX);
+        }
+        code.push(store);
+        Unit { code, skip: None }
+    }
+}
+
+/// Points a branch or an ADR at the word `distance` words on.
+fn aim(word: u32, distance: usize) -> u32 {
+    let distance = distance as u32;
+    match field(word, 30, 26) {
+        // B, BL.
+        0b00101 => word & !0x03ff_ffff | distance,
+        // TBZ, TBNZ; CBZ, CBNZ.
+        0b01101 if bit(word, 25) => word & !(0x3fff << 5) | distance << 5,
+        0b01101 => word & !(0x7_ffff << 5) | distance << 5,
+        // B.cond.
+        0b10101 if !bit(word, 31) => word & !(0x7_ffff << 5) | distance << 5,
+        // ADR, whose immediate counts bytes: its two low bits stay 0.
+        0b00100 => word | distance << 5,
+        _ => word,
+    }
+}
+
+/// MOVZ and as many MOVKs as it takes, or MOVN for a negative number.
+fn constant(register: u32, value: u64) -> Vec<u32> {
+    let (first, skip) = if value >> 48 == 0xffff { (0x9280_0000, 0xffff) } else { (0xd280_0000, 0) };
+    let low = value as u32 & 0xffff;
+    let low = if skip == 0 { low } else { !low & 0xffff };
+    let mut code = vec![first | low << 5 | register];
+    for part in 1..4 {
+        let half = (value >> (16 * part)) as u32 & 0xffff;
+        if half != skip {
+            code.push(0xf280_0000 | part << 21 | half << 5 | register);
+        }
+    }
+    code
+}
+
+fn sign_extend(value: u32, bits: u32) -> i64 {
+    i64::from(value) << (64 - bits) >> (64 - bits)
+}
+
+/// log2 of the bytes of a single-register access.
+fn access_scale(word: u32) -> u32 {
+    field(word, 31, 30) | if bit(word, 26) { field(word, 23, 23) << 2 } else { 0 }
+}
+
+/// log2 of the bytes of each register of a pair.
+fn pair_scale(word: u32) -> u32 {
+    if bit(word, 26) { 2 + field(word, 31, 30) } else { 2 + field(word, 31, 31) }
+}
+
+/// Bytes an access touches.
+fn access_size(row: &Row, word: u32) -> u64 {
+    match row.form {
+        Form::Pair => 2 << pair_scale(word),
+        Form::Base if row.class == Class::Structure => structure_size(word),
+        Form::Base if row.name.contains("XP") => 8 << field(word, 30, 30),
+        Form::Base if row.name == "CASP" => 8 << field(word, 30, 30),
+        Form::Base => 1 << field(word, 31, 30),
+        _ => 1 << access_scale(word),
+    }
+}
+
+fn structure_size(word: u32) -> u64 {
+    if bit(word, 24) {
+        let registers = 1 + u64::from(field(word, 13, 13) << 1 | field(word, 21, 21));
+        let scale = match field(word, 15, 14) {
+            // 32-bit lanes, or 64-bit ones when the size field says so.
+            2 => 2 + field(word, 10, 10),
+            3 => field(word, 11, 10),
+            other => other,
+        };
+        return registers << scale;
+    }
+    let registers = match field(word, 15, 12) {
+        0 | 2 => 4,
+        4 | 6 => 3,
+        7 => 1,
+        _ => 2,
+    };
+    registers * if bit(word, 30) { 16 } else { 8 }
+}
+
+/// Not one of the register overlaps that the architecture leaves CONSTRAINED UNPREDICTABLE, and the base can be set up.
+fn predictable(row: &Row, word: u32) -> bool {
+    let (t, n, u, s) = (field(word, 4, 0), field(word, 9, 5), field(word, 14, 10), field(word, 20, 16));
+    let simd = bit(word, 26);
+    let base_is_data = |r: u32| !simd && r == n && n != 31;
+    match row.form {
+        Form::Imm9 => !(bit(word, 10) && base_is_data(t)),
+        Form::Pair => {
+            let writeback = bit(word, 23);
+            !(bit(word, 22) && t == u) && !(writeback && (base_is_data(t) || base_is_data(u)))
+        }
+        Form::Register => s != n || n == 31,
+        Form::Base if row.name.starts_with("STX") => {
+            let pair = bit(word, 21);
+            s != t && !(pair && s == u) && (s != n || n == 31)
+        }
+        Form::Base if row.name.starts_with("LDXP") => t != u,
+        _ => true,
+    }
+}

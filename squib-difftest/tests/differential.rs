@@ -1,0 +1,53 @@
+//! A minute of random instruction sequences on the engine and on `qemu-aarch64`: no difference, no encoding left out.
+//!
+//! For more: `cargo run --release -p squib-difftest -- --seconds 3600`.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use squib_difftest::campaign::{self, Limits, Table};
+use squib_difftest::engine::Engine;
+use squib_difftest::generator::Draw;
+
+const QEMU: &str = "qemu-aarch64";
+
+fn seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_nanos() as u64 & 0xffff_ffff
+}
+
+fn limits(seconds: u64) -> Limits {
+    Limits { time: Duration::from_secs(seconds), cases: u64::MAX, failures: 5, reports: 2 }
+}
+
+#[test]
+fn the_engine_and_the_reference_agree() {
+    let seed = seed();
+    println!("seed {seed}");
+    let mut engine = Engine::new().expect("a virtual machine");
+    let mut coverage = BTreeMap::new();
+    let mut reports = String::new();
+    for kind in Draw::ALL {
+        let seconds = if matches!(kind, Draw::Simd | Draw::SimdFp | Draw::Mixed) { 8 } else { 4 };
+        let summary = campaign::run(&mut engine, Path::new(QEMU), kind, seed, 0, limits(seconds))
+            .expect("both sides answer; qemu-aarch64 comes with Debian's qemu-user");
+        println!("{kind:?}: {} sequences, {} instructions", summary.cases, summary.instructions);
+        reports.extend(summary.failures.into_iter().map(|failure| failure.report));
+        for (name, count) in summary.coverage {
+            *coverage.entry(name).or_insert(0) += count;
+        }
+    }
+    assert!(reports.is_empty(), "seed {seed}:\n{reports}");
+    let missed = campaign::uncovered(&coverage);
+    assert!(missed.is_empty(), "seed {seed}: never executed: {missed:?}");
+}
+
+#[test]
+fn the_table_of_encodings_is_the_references() {
+    let seed = seed();
+    let limits = Limits { cases: 100_000, ..limits(60) };
+    let summary = campaign::run(&mut Table, Path::new(QEMU), Draw::Undefined, seed, 0, limits).expect("qemu answers");
+    let reports: String = summary.failures.into_iter().map(|failure| failure.report).collect();
+    assert!(reports.is_empty(), "seed {seed}:\n{reports}");
+}
