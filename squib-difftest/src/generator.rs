@@ -1,7 +1,7 @@
 //! Draws test cases. A case is a pure function of seed, class and index.
 
 use crate::case::{CODE_BASE, Case, SCRATCH_BASE, SCRATCH_LEN, SLOT, State, WINDOW_BASE, WINDOW_LEN};
-use crate::encodings::{Class, Form, Row, bit, excluded, field, find, rows};
+use crate::encodings::{Class, Form, Row, bit, comparable, excluded, field, find, rows};
 use crate::rng::Rng;
 use crate::values;
 
@@ -9,6 +9,7 @@ use crate::values;
 const MAX_CODE: usize = SLOT / 4 - 1;
 const CLREX: u32 = 0xd503_3f5f;
 const DC_ZVA: u32 = 0xd50b_7420;
+const MSR_FPCR_XZR: u32 = 0xd51b_441f;
 
 /// What a run draws from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -204,6 +205,8 @@ impl Sequence {
         match (row.form, class) {
             (Form::Branch, _) => self.branch(row),
             (Form::None, Class::System) => self.system(row),
+            // QEMU 7.2 sets Z for a denormal that FPCR.FZ flushes (its issue 2375): compare without FZ.
+            (Form::None, _) if row.name == "FJCVTZS" => Unit { code: vec![MSR_FPCR_XZR, self.word(row)], skip: None },
             (Form::None, _) => Unit { code: vec![self.word(row)], skip: None },
             (Form::Literal, _) => self.literal(row),
             _ if row.name.starts_with("STXR") || row.name.starts_with("STXP") => self.exclusive(row),
@@ -222,7 +225,7 @@ impl Sequence {
                     word = word & !(31 << low) | (register & self.palette) << low;
                 }
             }
-            if row.matches(word) {
+            if row.matches(word) && comparable(word) {
                 return word;
             }
         }
@@ -306,7 +309,8 @@ impl Sequence {
     /// Where the access goes: inside the window, often over the page boundary in its middle, rarely to the page behind the
     /// scratch memory, which faults.
     fn target(&mut self, row: &Row, size: u64) -> u64 {
-        let aligned = row.class == Class::Atomic && !self.rng.one_in(64);
+        // QEMU 7.2 does not check the alignment of LDAPR; the architecture wants it like that of LDAR (AccType_ORDERED).
+        let aligned = row.class == Class::Atomic && (row.name == "LDAPR" || !self.rng.one_in(64));
         let target = match self.rng.below(64) {
             0 => SCRATCH_BASE + SCRATCH_LEN as u64 - size + 1 + self.rng.below(32),
             1..16 => WINDOW_BASE + WINDOW_LEN as u64 / 2 - self.rng.below(size + 1),

@@ -22,3 +22,6 @@ pub mod reference;
 pub mod rng;
 pub mod runner;
 pub mod values;
+
+// Linked for the hypervisor symbols it defines.
+use squib_sim as _;

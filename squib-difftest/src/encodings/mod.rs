@@ -12,7 +12,7 @@ mod simd_misc;
 
 use std::sync::LazyLock;
 
-pub use beyond::{beyond, excluded};
+pub use beyond::{beyond, comparable, excluded};
 
 /// What a campaign runs at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
