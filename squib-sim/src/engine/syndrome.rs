@@ -84,7 +84,7 @@ fn access_description(insn: u32) -> Option<u32> {
         let bit = |set: bool, mask: u32| if set { mask } else { 0 };
         Some(iss::ISV | size << 22 | bit(sign, iss::SSE) | (insn & 31) << 16 | bit(sf, iss::SF) | bit(ordered, iss::AR))
     };
-    // LDAR, STLR, LDLAR, STLLR.
+    // LDAR, STLR.
     if insn & 0x3fa0_0000 == 0x0880_0000 {
         return describe(size, false, size == 3, true);
     }

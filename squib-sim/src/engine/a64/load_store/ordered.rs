@@ -1,4 +1,4 @@
-//! Load-acquire, store-release, and their LORegion forms (one region: the whole of memory, so the forms are the same).
+//! Load-acquire and store-release. (Their LORegion forms are FEAT_LOR, which ID_AA64MMFR1_EL1.LO does not announce.)
 //!
 //! They are allowed on Device memory, so they go the ordinary way with fences around, not through host atomics.
 
@@ -12,8 +12,11 @@ use crate::engine::cpu::{Cpu, Privilege, Trap};
 use crate::engine::memory::Scalar;
 use crate::engine::op::{Decoded, Handler, Next, Op, slot};
 
-/// LDAR, STLR, LDLAR, STLLR.
+/// LDAR, STLR.
 pub(super) fn decode(insn: u32) -> Option<Decoded> {
+    if !bit(insn, 15) {
+        return None;
+    }
     let rn = slot::sp(insn >> 5);
     if bit(insn, 22) {
         return Some(load(insn));
@@ -27,7 +30,7 @@ pub(super) fn decode(insn: u32) -> Option<Decoded> {
     Some(Decoded::plain(Op { rn, rd: slot::src(insn), ..Op::new(run, insn) }))
 }
 
-/// LDAR, LDLAR, and LDAPR: its weaker order is given too much, which nobody can observe as wrong.
+/// LDAR, and LDAPR: its weaker order is given too much, which nobody can observe as wrong.
 pub(super) fn load(insn: u32) -> Decoded {
     let run: Handler = match bits(insn, 31, 30) {
         0 => load_acquire::<Byte>,
