@@ -58,3 +58,6 @@ impl Env {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

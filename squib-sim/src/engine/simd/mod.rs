@@ -23,6 +23,9 @@ mod structures;
 mod three_same;
 mod two_misc;
 
+#[cfg(test)]
+mod tests;
+
 use super::op::Decoded;
 use lanes::Width;
 
