@@ -129,6 +129,8 @@ pub struct Cpu {
     pub(crate) stepped: super::debug::Stepped,
     /// PC is on a WFI that has not been left yet.
     pub(crate) waiting: bool,
+    /// An access has met memory on which it hangs, and an exit request has ended that.
+    pub(crate) hung: bool,
     /// Bits of physical address (ID_AA64MMFR0_EL1.PARange).
     pub(crate) pa_bits: u32,
     /// The virtual timer.
@@ -203,6 +205,7 @@ impl Cpu {
             exact: false,
             stepped: Default::default(),
             waiting: false,
+            hung: false,
             pa_bits,
             timer: super::timer::VirtualTimer::default(),
             mmu,

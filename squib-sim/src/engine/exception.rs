@@ -3,10 +3,13 @@
 //! Names: `AArch64.TakeException`, `AArch64.ExceptionReturn` of the Arm ARM (J1.1). The host plays EL2: what a hypervisor
 //! would trap leaves the run loop with the syndrome ESR_EL2 would hold.
 
+use std::sync::atomic::Ordering;
+
 use super::cpu::{Cpu, Trap};
 use super::op::{Next, Op};
 use super::pstate::{sctlr, spsr};
 use super::run::Exit;
+use super::shared::pending;
 use super::syndrome::{self, ec};
 
 /// A synchronous exception in the making.
@@ -131,6 +134,11 @@ impl Cpu {
     /// Leaves the run loop with an exception syndrome.
     pub(crate) fn stop(&mut self, ec: u32, iss: u32, far: u64, ipa: u64) -> Next {
         self.exit = Exit::Exception { esr: syndrome::esr(ec, iss), far, ipa };
+        if std::mem::take(&mut self.hung) {
+            // There was no exception, only an access that did not end.
+            self.shared.pending.fetch_and(!pending::EXIT, Ordering::SeqCst);
+            self.exit = Exit::Canceled;
+        }
         Next::Stop
     }
 

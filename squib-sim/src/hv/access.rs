@@ -3,10 +3,7 @@
 //! The guest's view of the same registers (who may access what, which bits stick) is the engine's; here it is the framework's:
 //! everything in `hv_sys_reg_t` can be read, and written where the architecture lets it have state.
 
-use std::sync::atomic::Ordering;
-
 use crate::engine::run::Vcpu;
-use crate::engine::shared::pending;
 use crate::engine::sysreg::table::{find, rights};
 use crate::engine::timer::ctl;
 
@@ -56,10 +53,6 @@ pub trait HostAccess {
     fn set_fpcr(&mut self, value: u64);
     /// Sets FPSR.
     fn set_fpsr(&mut self, value: u64);
-    /// Whether the host has an interrupt pending: IRQ, or FIQ.
-    fn pending(&self, fiq: bool) -> bool;
-    /// Makes an interrupt pending, or not, until the next run is over.
-    fn set_pending(&mut self, fiq: bool, pending: bool);
 }
 
 impl HostAccess for Vcpu {
@@ -103,21 +96,4 @@ impl HostAccess for Vcpu {
     fn set_fpsr(&mut self, value: u64) {
         self.cpu.fpsr = (value & FPSR) as u32;
     }
-
-    fn pending(&self, fiq: bool) -> bool {
-        self.cpu.shared.pending.load(Ordering::SeqCst) & line(fiq) != 0
-    }
-
-    fn set_pending(&mut self, fiq: bool, pending: bool) {
-        let all = &self.cpu.shared.pending;
-        if pending {
-            all.fetch_or(line(fiq), Ordering::SeqCst);
-        } else {
-            all.fetch_and(!line(fiq), Ordering::SeqCst);
-        }
-    }
-}
-
-fn line(fiq: bool) -> u32 {
-    if fiq { pending::FIQ_ONCE } else { pending::IRQ_ONCE }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::ThreadId;
 
-use super::access::HostAccess;
+use super::access::HostAccess as _;
 use super::vm::{Vm, vm};
 use super::{Return, code, put, ret};
 use crate::config::WrongThread;
@@ -278,7 +278,7 @@ unsafe extern "C" fn hv_vcpu_get_pending_interrupt(vcpu: u64, kind: u32, pending
     if kind > interrupt::IRQ {
         return ret::BAD_ARGUMENT;
     }
-    let read = |_: &Slot, inner: &mut Inner| inner.vcpu.pending(kind == interrupt::FIQ);
+    let read = |_: &Slot, inner: &mut Inner| inner.vcpu.pending_interrupt(kind == interrupt::FIQ);
     // SAFETY: the C signature: a place for a bool.
     unsafe { get(vcpu, pending, read) }
 }
@@ -290,7 +290,7 @@ extern "C" fn hv_vcpu_set_pending_interrupt(vcpu: u64, kind: u32, pending: bool)
         if kind > interrupt::IRQ {
             return Err(ret::BAD_ARGUMENT);
         }
-        inner.vcpu.set_pending(kind == interrupt::FIQ, pending);
+        inner.vcpu.set_pending_interrupt(kind == interrupt::FIQ, pending);
         Ok(())
     }))
 }
@@ -306,14 +306,14 @@ unsafe extern "C" fn hv_vcpu_get_exec_time(vcpu: u64, time: *mut u64) -> Return 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hv_vcpu_get_vtimer_mask(vcpu: u64, masked: *mut bool) -> Return {
     // SAFETY: the C signature: a place for a bool.
-    unsafe { get(vcpu, masked, |_, inner| inner.vcpu.cpu.timer.masked) }
+    unsafe { get(vcpu, masked, |_, inner| inner.vcpu.vtimer_mask()) }
 }
 
 /// `hv_vcpu_set_vtimer_mask`.
 #[unsafe(no_mangle)]
 extern "C" fn hv_vcpu_set_vtimer_mask(vcpu: u64, masked: bool) -> Return {
     code(with_vcpu(vcpu, |_, inner| {
-        inner.vcpu.cpu.timer.masked = masked;
+        inner.vcpu.set_vtimer_mask(masked);
         Ok(())
     }))
 }
@@ -322,14 +322,14 @@ extern "C" fn hv_vcpu_set_vtimer_mask(vcpu: u64, masked: bool) -> Return {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hv_vcpu_get_vtimer_offset(vcpu: u64, offset: *mut u64) -> Return {
     // SAFETY: the C signature: a place for a u64.
-    unsafe { get(vcpu, offset, |_, inner| inner.vcpu.cpu.timer.offset) }
+    unsafe { get(vcpu, offset, |_, inner| inner.vcpu.vtimer_offset()) }
 }
 
 /// `hv_vcpu_set_vtimer_offset`: the guest's virtual counter is `mach_absolute_time` less this.
 #[unsafe(no_mangle)]
 extern "C" fn hv_vcpu_set_vtimer_offset(vcpu: u64, offset: u64) -> Return {
     code(with_vcpu(vcpu, |_, inner| {
-        inner.vcpu.cpu.timer.offset = offset;
+        inner.vcpu.set_vtimer_offset(offset);
         Ok(())
     }))
 }

@@ -79,8 +79,10 @@ impl Cpu {
     pub(crate) fn stage2(&mut self, ipa: u64) -> Option<(u64, Perms)> {
         let page = self.machine.stage2.lookup(ipa)?;
         if page.hangs {
-            // An access that never completes: only an exit request ends it.
+            // An access that never completes: only an exit request ends it, and the run with it.
             self.shared.park(pending::EXIT, None);
+            self.hung = true;
+            return None;
         }
         Some((page.host as u64, page.perms))
     }

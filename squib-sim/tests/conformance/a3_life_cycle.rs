@@ -1,0 +1,250 @@
+//! A3: threads, life cycle, errors.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, mpsc};
+use std::thread;
+
+use applevisor::memory::PAGE_SIZE;
+use applevisor::prelude::*;
+use applevisor_sys::*;
+
+use crate::asm::*;
+use crate::guest::*;
+
+const BAD_ARGUMENT: i32 = hv_error_t::HV_BAD_ARGUMENT as i32;
+
+#[test]
+fn a3_01_one_virtual_machine_a_process() {
+    let _turn = Turn::take();
+    let vm = VirtualMachine::new().unwrap();
+    assert_eq!(VirtualMachine::new().err(), Some(HypervisorError::Busy));
+    drop(vm);
+    drop(VirtualMachine::new().unwrap());
+}
+
+#[test]
+fn a3_01_without_one_there_is_no_device() {
+    let _turn = Turn::take();
+    let (mut vcpu, mut exit) = (0, std::ptr::null());
+    // SAFETY: places for the results; there is no virtual machine for any of this to act on.
+    unsafe {
+        assert_eq!(hv_vcpu_create(&mut vcpu, &mut exit, std::ptr::null_mut()), hv_error_t::HV_NO_DEVICE as i32);
+        assert_eq!(hv_vm_unmap(RAM, 0x4000), hv_error_t::HV_NO_DEVICE as i32);
+        assert_eq!(hv_vm_destroy(), hv_error_t::HV_NO_DEVICE as i32);
+    }
+}
+
+#[test]
+fn a3_02_a_machine_with_vcpus_cannot_be_destroyed() {
+    let guest = guest(&[hvc(1)]);
+    // SAFETY: refused, as is being tested.
+    assert_eq!(unsafe { hv_vm_destroy() }, hv_error_t::HV_BUSY as i32);
+    guest.run_to(1);
+}
+
+#[test]
+fn a3_03_one_vcpu_a_thread() {
+    let guest = guest(&[hvc(1)]);
+    assert!(guest.vm.vcpu_create().is_err());
+    let other = thread::scope(|scope| scope.spawn(|| guest.vm.vcpu_create().map(|vcpu| vcpu.id())).join().unwrap());
+    assert_ne!(other.unwrap(), guest.vcpu.id());
+}
+
+#[test]
+fn a3_03_register_calls_are_for_the_owner() {
+    let guest = guest(&[hvc(1)]);
+    let id = guest.vcpu.id();
+    guest.vcpu.set_reg(Reg::X0, 7).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut value, mut pending, mut q) = (0, false, 0u128);
+            // SAFETY: places for the results; all calls are refused.
+            let codes = unsafe {
+                [
+                    hv_vcpu_get_reg(id, hv_reg_t::X0, &mut value),
+                    hv_vcpu_set_reg(id, hv_reg_t::X0, 1),
+                    hv_vcpu_get_sys_reg(id, hv_sys_reg_t::MPIDR_EL1, &mut value),
+                    hv_vcpu_set_sys_reg(id, hv_sys_reg_t::VBAR_EL1, 0),
+                    hv_vcpu_get_simd_fp_reg(id, hv_simd_fp_reg_t::Q0, &mut q),
+                    hv_vcpu_get_pending_interrupt(id, hv_interrupt_type_t::IRQ, &mut pending),
+                    hv_vcpu_set_pending_interrupt(id, hv_interrupt_type_t::IRQ, true),
+                    hv_vcpu_run(id),
+                ]
+            };
+            assert_eq!(codes, [BAD_ARGUMENT; 8]);
+        });
+    });
+    assert_eq!(guest.x(Reg::X0), 7);
+    guest.run_to(1);
+}
+
+#[test]
+fn a3_04_an_exit_before_the_run_ends_the_run() {
+    let guest = guest(&[hvc(1)]);
+    guest.vm.vcpus_exit(&[guest.vcpu.get_handle()]).unwrap();
+    assert_eq!(guest.run().reason, ExitReason::CANCELED);
+    assert_eq!(guest.pc(), RAM);
+    guest.run_to(1);
+}
+
+#[test]
+fn a3_04_an_exit_during_the_run_ends_it() {
+    let guest = guest(&[add(0, 0, 1), b(-1)]);
+    for _ in 0..20 {
+        let handle = guest.vcpu.get_handle();
+        let before = guest.x(Reg::X0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(std::time::Duration::from_micros(500));
+                guest_exit(&guest.vm, handle);
+            });
+            assert_eq!(guest.run().reason, ExitReason::CANCELED);
+        });
+        assert!(guest.x(Reg::X0) > before || guest.pc() == RAM);
+    }
+}
+
+fn guest_exit(vm: &VirtualMachineInstance<GicDisabled>, handle: VcpuHandle) {
+    vm.vcpus_exit(&[handle]).unwrap();
+}
+
+#[test]
+fn a3_04_exits_reach_only_those_named() {
+    let turn = Turn::take();
+    let vm = VirtualMachine::new().unwrap();
+    let mut ram = vm.memory_create(RAM_SIZE as usize).unwrap();
+    ram.map(RAM, MemPerms::RWX).unwrap();
+    write_code(&mut ram, RAM, &[SPIN]);
+    let (sender, receiver) = mpsc::channel();
+    let named = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for second in [false, true] {
+            let (vm, sender, named) = (vm.clone(), sender.clone(), &named);
+            scope.spawn(move || {
+                let vcpu = vm.vcpu_create().unwrap();
+                prepare(&vcpu, RAM);
+                sender.send((second, vcpu.get_handle())).unwrap();
+                assert_eq!(run(&vm, &vcpu).reason, ExitReason::CANCELED);
+                if second {
+                    assert!(named.load(Ordering::SeqCst), "the other one was meant");
+                }
+            });
+        }
+        let mut handles: Vec<_> = receiver.iter().take(2).collect();
+        handles.sort_by_key(|(second, _)| *second);
+        vm.vcpus_exit(&[handles[0].1.clone()]).unwrap();
+        while handles[0].1.is_valid() {
+            thread::yield_now();
+        }
+        assert!(handles[1].1.is_valid());
+        named.store(true, Ordering::SeqCst);
+        vm.vcpus_exit(&[handles[1].1.clone()]).unwrap();
+    });
+    drop((ram, vm, turn));
+}
+
+#[test]
+fn a3_05_there_are_64_slots() {
+    let _turn = Turn::take();
+    let vm = VirtualMachine::new().unwrap();
+    let count = Vcpu::get_max_count().unwrap() as usize;
+    assert!((1..=64).contains(&count));
+    let (all_there, tried) = (Barrier::new(count + 1), Barrier::new(count + 1));
+    thread::scope(|scope| {
+        for _ in 0..count {
+            scope.spawn(|| {
+                let vcpu = vm.vcpu_create();
+                all_there.wait();
+                tried.wait();
+                drop(vcpu.unwrap());
+            });
+        }
+        all_there.wait();
+        let one_more = vm.vcpu_create().err();
+        tried.wait();
+        assert_eq!(one_more, Some(HypervisorError::NoResources));
+    });
+    drop(vm.vcpu_create().unwrap());
+}
+
+#[test]
+fn a3_05_exits_of_nobody_are_refused() {
+    let guest = guest(&[hvc(1)]);
+    for id in [64, 1000, u64::MAX] {
+        // SAFETY: an array of one id.
+        assert_eq!(unsafe { hv_vcpus_exit(&id, 1) }, BAD_ARGUMENT);
+    }
+    // SAFETY: nothing is read.
+    assert_eq!(unsafe { hv_vcpus_exit(std::ptr::null(), 0) }, 0);
+    guest.run_to(1);
+}
+
+#[test]
+fn a3_06_unknown_registers_are_refused() {
+    let guest = guest(&[hvc(1)]);
+    let vcpu = &guest.vcpu;
+    let mut value = 0;
+    type GetReg = unsafe extern "C" fn(u64, u32, *mut u64) -> i32;
+    type SetReg = unsafe extern "C" fn(u64, u32, u64) -> i32;
+    // SAFETY: the same functions with the register as the integer it is in C, so that ones that do not exist can be named.
+    let (get, set, get_sys, set_sys) = unsafe {
+        (
+            std::mem::transmute::<*const (), GetReg>(hv_vcpu_get_reg as *const ()),
+            std::mem::transmute::<*const (), SetReg>(hv_vcpu_set_reg as *const ()),
+            std::mem::transmute::<*const (), GetReg>(hv_vcpu_get_sys_reg as *const ()),
+            std::mem::transmute::<*const (), SetReg>(hv_vcpu_set_sys_reg as *const ()),
+        )
+    };
+    // SAFETY: this thread's vCPU, and a place for the result.
+    unsafe {
+        assert_eq!(get(vcpu.id(), 35, &mut value), BAD_ARGUMENT);
+        assert_eq!(set(vcpu.id(), 35, 0), BAD_ARGUMENT);
+        for encoding in [0, 0xc7ff, 0xfffe] {
+            assert_eq!(get_sys(vcpu.id(), encoding, &mut value), BAD_ARGUMENT, "{encoding:#x}");
+            assert_eq!(set_sys(vcpu.id(), encoding, 0), BAD_ARGUMENT, "{encoding:#x}");
+        }
+        assert_eq!(hv_vcpu_get_reg(vcpu.id(), hv_reg_t::X0, std::ptr::null_mut()), BAD_ARGUMENT);
+        assert_eq!(hv_vcpu_get_reg(vcpu.id() + 1, hv_reg_t::X0, &mut value), BAD_ARGUMENT);
+    }
+}
+
+#[test]
+fn a3_09_ipa_sizes() {
+    let mut config = VirtualMachineConfig::new();
+    let maximum = VirtualMachineConfig::get_max_ipa_size().unwrap();
+    let default = VirtualMachineConfig::get_default_ipa_size().unwrap();
+    assert!(default <= maximum);
+    assert_eq!(config.set_ipa_size(maximum), Ok(()));
+    assert_eq!(config.get_ipa_size(), Ok(maximum));
+    assert_eq!(config.set_ipa_size(maximum + 1), Err(HypervisorError::Unsupported));
+    assert_eq!(config.set_ipa_size(u32::MAX), Err(HypervisorError::Unsupported));
+    assert_eq!(config.get_ipa_size(), Ok(maximum));
+    assert_eq!(config.set_ipa_size(0), Ok(()));
+}
+
+#[test]
+fn a3_09_memory_ends_with_the_ipa_space() {
+    let _turn = Turn::take();
+    for bits in [0, VirtualMachineConfig::get_max_ipa_size().unwrap()] {
+        let mut config = VirtualMachineConfig::new();
+        config.set_ipa_size(bits).unwrap();
+        let vm = VirtualMachine::with_config(config).unwrap();
+        let bits = if bits == 0 { VirtualMachineConfig::get_default_ipa_size().unwrap() } else { bits };
+        let mut last = vm.memory_create(PAGE_SIZE).unwrap();
+        last.map((1 << bits) - PAGE_SIZE as u64, MemPerms::RW).unwrap();
+        let mut beyond = vm.memory_create(PAGE_SIZE).unwrap();
+        assert!(beyond.map(1 << bits, MemPerms::RW).is_err());
+    }
+}
+
+#[test]
+fn a3_09_el2_is_refused_where_there_is_none() {
+    let _turn = Turn::take();
+    let mut config = VirtualMachineConfig::new();
+    assert_eq!(config.get_el2_enabled(), Ok(false));
+    config.set_el2_enabled(true).unwrap();
+    assert_eq!(config.get_el2_enabled(), Ok(true));
+    if !VirtualMachineConfig::get_el2_supported().unwrap() {
+        assert_eq!(VirtualMachine::with_config(config).err(), Some(HypervisorError::Unsupported));
+    }
+}

@@ -1,0 +1,307 @@
+//! The other positions of the stand-in's switches: what a host must not depend on, and what it must put up with.
+
+use std::ptr;
+use std::thread;
+use std::time::Duration;
+
+use applevisor::memory::PAGE_SIZE;
+use applevisor::prelude::*;
+use applevisor_sys::*;
+use squib_sim::Config;
+use squib_sim::config::{ClockMode, CounterFrequency, FaultDetails, Granule, OverlappingMap, ProtNoneMap, WrongThread};
+
+use crate::asm::*;
+use crate::code;
+use crate::guest::*;
+
+/// The switches as a test wants them; back to the defaults at its end.
+struct Switched;
+
+fn switched(change: impl FnOnce(&mut Config)) -> Switched {
+    let mut config = Config::default();
+    change(&mut config);
+    squib_sim::configure(config);
+    Switched
+}
+
+impl Drop for Switched {
+    fn drop(&mut self) {
+        squib_sim::configure(Config::default());
+    }
+}
+
+/// A guest of a machine with these switches.
+fn guest_with(code: &[u32], change: impl FnOnce(&mut Config)) -> Guest<GicDisabled> {
+    let turn = Turn::take();
+    let _switched = switched(change);
+    Guest::with(turn, VirtualMachine::new().unwrap(), code)
+}
+
+fn gic_guest_with(code: &[u32], change: impl FnOnce(&mut Config)) -> Guest<GicEnabled> {
+    let turn = Turn::take();
+    let _switched = switched(change);
+    let vm = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic_config()).unwrap();
+    let guest = Guest::with(turn, vm, code);
+    guest.vcpu.set_sys_reg(SysReg::MPIDR_EL1, 0x8000_0000).unwrap();
+    guest
+}
+
+#[test]
+fn vtimer_exits_come_with_a_gic_too() {
+    let guest = gic_guest_with(&[hvc(1), SPIN], |config| config.vtimer_exits = true);
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, 0).unwrap();
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, 1).unwrap();
+    assert_eq!(guest.run().reason, ExitReason::VTIMER_ACTIVATED);
+    assert_eq!(guest.vcpu.get_vtimer_mask(), Ok(true));
+    let pending = guest.vcpu.get_redistributor_reg(GicRedistributorReg::ISPENDR0).unwrap();
+    assert_eq!(pending, 1 << 27, "the interrupt comes as well");
+    guest.run_to(1);
+}
+
+#[test]
+fn wfx_exits_come_with_a_gic_too() {
+    let guest = gic_guest_with(&[WFI, hvc(1)], |config| config.wfx_exits = true);
+    guest.run_to_class(ec::WFX);
+    assert_eq!(guest.pc(), RAM);
+    guest.skip();
+    guest.run_to(1);
+}
+
+#[test]
+fn gic_accesses_exit() {
+    let code = code![mov(0, GICD + 4), ldr_w(1, 0), mov(0, GICR + 0x8), ldr(2, 0), mrs(3, 0xc665), hvc(1)];
+    let guest = gic_guest_with(&code, |config| config.gic_mmio_exits = true);
+    for address in [GICD + 4, GICR + 8] {
+        let exception = guest.run_to_class(ec::DATA_ABORT);
+        assert_eq!(exception.physical_address, address);
+        guest.skip();
+    }
+    // The host answers with the register calls; the CPU interface stays inside.
+    assert!(guest.vm.gic_get_distributor_reg(GicDistributorReg::TYPER).is_ok());
+    guest.run_to(1);
+    assert_eq!(guest.x(Reg::X3) & 1, 1);
+}
+
+#[test]
+fn overlapping_maps_are_refused_otherwise_or_replace() {
+    for position in [OverlappingMap::BadArgument, OverlappingMap::Error, OverlappingMap::Replace] {
+        let guest = guest_with(&code![mov(0, DATA), ldr(1, 0), hvc(1)], |config| config.overlapping_map = position);
+        let mut at = ptr::null_mut();
+        // SAFETY: memory that is mapped, and given back only when the process ends.
+        let code = unsafe {
+            assert_eq!(hv_vm_allocate(&mut at, 2 * PAGE_SIZE, hv_allocate_flags_t::HV_ALLOCATE_DEFAULT), 0);
+            at.cast::<u64>().write(77);
+            hv_vm_map(at, DATA, 2 * PAGE_SIZE, HV_MEMORY_READ)
+        };
+        let expected = match position {
+            OverlappingMap::BadArgument => hv_error_t::HV_BAD_ARGUMENT as i32,
+            OverlappingMap::Error => hv_error_t::HV_ERROR as i32,
+            OverlappingMap::Replace => 0,
+        };
+        assert_eq!(code, expected);
+        guest.run_to(1);
+        assert_eq!(guest.x(Reg::X1), if code == 0 { 77 } else { 0 });
+    }
+}
+
+#[test]
+fn register_calls_from_another_thread_are_denied_or_work() {
+    for (position, expected) in
+        [(WrongThread::Denied, hv_error_t::HV_DENIED as i32), (WrongThread::Works, hv_error_t::HV_SUCCESS as i32)]
+    {
+        let guest = guest_with(&[hvc(1), SPIN], |config| config.wrong_thread = position);
+        let id = guest.vcpu.id();
+        guest.vcpu.set_reg(Reg::X0, 7).unwrap();
+        let mut value = 0;
+        // SAFETY: a place for the result.
+        let get = |value: &mut u64| unsafe { hv_vcpu_get_reg(id, hv_reg_t::X0, value) };
+        thread::scope(|scope| scope.spawn(|| assert_eq!(get(&mut value), expected)).join().unwrap());
+        assert_eq!(value, if expected == 0 { 7 } else { 0 });
+        guest.run_to(1);
+        // Never while it runs.
+        let (vm, handle) = (guest.vm.clone(), guest.vcpu.get_handle());
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(Duration::from_millis(10));
+                assert_ne!(get(&mut value), 0);
+                vm.vcpus_exit(&[handle]).unwrap();
+            });
+            assert_eq!(guest.run().reason, ExitReason::CANCELED);
+        });
+    }
+}
+
+/// One granule of shared memory, aligned.
+fn shared_page() -> *mut u8 {
+    let mut at = ptr::null_mut();
+    // SAFETY: a place for the address.
+    let code = unsafe { hv_vm_allocate(&mut at, PAGE_SIZE, hv_allocate_flags_t::HV_ALLOCATE_DEFAULT) };
+    assert_eq!(code, 0);
+    at.cast()
+}
+
+fn protect(at: *mut u8, protection: i32) {
+    // SAFETY: memory of the test itself, which does not touch it in between.
+    assert_eq!(unsafe { libc::mprotect(at.cast(), PAGE_SIZE, protection) }, 0);
+}
+
+fn map(at: *mut u8, ipa: u64) -> i32 {
+    // SAFETY: the memory stays until the process ends.
+    unsafe { hv_vm_map(at.cast(), ipa, PAGE_SIZE, HV_MEMORY_READ | HV_MEMORY_WRITE) }
+}
+
+#[test]
+fn inaccessible_memory_is_refused_when_mapped() {
+    let _guest = guest_with(&[hvc(1)], |config| config.prot_none_map = ProtNoneMap::Error);
+    let page = shared_page();
+    protect(page, libc::PROT_NONE);
+    assert_eq!(map(page, 0x8000_0000), hv_error_t::HV_ERROR as i32);
+    protect(page, libc::PROT_READ | libc::PROT_WRITE);
+    assert_eq!(map(page, 0x8000_0000), 0);
+}
+
+#[test]
+fn host_protection_reaches_the_guest() {
+    let guest = guest_with(&[ldr(1, 0), str(2, 0), hvc(1), b(-3)], |config| config.host_mprotect = true);
+    let page = shared_page();
+    assert_eq!(map(page, 0x8000_0000), 0);
+    guest.vcpu.set_reg(Reg::X0, 0x8000_0000).unwrap();
+    guest.run_to(1);
+    protect(page, libc::PROT_READ);
+    let exception = guest.run_to_class(ec::DATA_ABORT);
+    assert_eq!((exception.syndrome & 0x3c, exception.syndrome >> 6 & 1), (0xc, 1), "a write, permission");
+    protect(page, libc::PROT_NONE);
+    guest.vcpu.set_reg(Reg::PC, RAM).unwrap();
+    let exception = guest.run_to_class(ec::DATA_ABORT);
+    assert_eq!((exception.syndrome & 0x3c, exception.syndrome >> 6 & 1), (0xc, 0), "a read, permission");
+    protect(page, libc::PROT_READ | libc::PROT_WRITE);
+    guest.run_to(1);
+}
+
+#[test]
+fn a_new_host_mapping_reaches_the_guest() {
+    let guest = guest_with(&[ldr(1, 0), hvc(1), b(-2)], |config| config.host_remap = true);
+    let page = shared_page();
+    // SAFETY: this test's page; the guest is not running.
+    unsafe {
+        page.cast::<u64>().write(1);
+        assert_eq!(map(page, 0x8000_0000), 0);
+        guest.vcpu.set_reg(Reg::X0, 0x8000_0000).unwrap();
+        guest.run_to(1);
+        assert_eq!(guest.x(Reg::X1), 1);
+        let flags = libc::MAP_SHARED | libc::MAP_ANON | libc::MAP_FIXED;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        assert_eq!(libc::mmap(page.cast(), PAGE_SIZE, access, flags, -1, 0), page.cast());
+        page.cast::<u64>().write(2);
+    }
+    guest.run_to(1);
+    assert_eq!(guest.x(Reg::X1), 2);
+}
+
+#[test]
+fn creation_and_destruction_may_take_several_tries() {
+    let _turn = Turn::take();
+    let _switched = switched(|config| config.busy = 3);
+    for _ in 0..3 {
+        assert_eq!(VirtualMachine::new().err(), Some(HypervisorError::Busy));
+    }
+    // SAFETY: nothing of the machine is used by anyone.
+    unsafe {
+        assert_eq!(hv_vm_create(ptr::null_mut()), 0);
+        for _ in 0..3 {
+            assert_eq!(hv_vm_destroy(), hv_error_t::HV_BUSY as i32);
+        }
+        assert_eq!(hv_vm_destroy(), 0);
+    }
+}
+
+#[test]
+fn the_first_exit_may_be_lost() {
+    let guest = guest_with(&[hvc(1), SPIN], |config| config.lost_exits = true);
+    let exit = || guest.vm.vcpus_exit(&[guest.vcpu.get_handle()]).unwrap();
+    exit();
+    guest.run_to(1);
+    exit();
+    assert_eq!(guest.run().reason, ExitReason::CANCELED);
+}
+
+#[test]
+fn the_guest_may_count_faster_than_the_host() {
+    let code = [mrs(0, 0xdf00), mrs(1, 0xdf02), hvc(1), mrs(1, 0xdf02), hvc(2)];
+    let guest = guest_with(&code, |config| config.counter = CounterFrequency::Ghz1);
+    let start = squib_sim::mach::mach_absolute_time();
+    guest.run_to(1);
+    assert_eq!(guest.x(Reg::X0), 1_000_000_000);
+    let first = guest.x(Reg::X1);
+    thread::sleep(Duration::from_millis(20));
+    guest.run_to(2);
+    let host = squib_sim::mach::mach_absolute_time() - start;
+    let elapsed = guest.x(Reg::X1) - first;
+    assert!(elapsed >= 20_000_000 && elapsed <= host * 42, "{elapsed} ns, {host} ticks");
+}
+
+#[test]
+fn a_state_may_be_refused_whole() {
+    let guest = gic_guest_with(&[hvc(1)], |config| config.gic_state_refused = true);
+    let mut state = guest.vm.gic_state_create().unwrap();
+    let mut data = vec![0; state.size().unwrap()];
+    state.get(&mut data).unwrap();
+    assert_eq!(state.set(&data), Err(HypervisorError::BadArgument));
+}
+
+#[test]
+fn the_granule_may_be_smaller() {
+    let guest = guest_with(&code![ldr(1, 0), hvc(1), b(-2)], |config| config.granule = Granule::Kib4);
+    let page = shared_page();
+    let ipa = 0x8000_1000;
+    // SAFETY: the third quarter of this test's page.
+    unsafe {
+        page.add(0x2000).cast::<u64>().write(5);
+        assert_eq!(hv_vm_map(page.add(0x2000).cast(), ipa, 0x1000, HV_MEMORY_READ), 0);
+    }
+    guest.vcpu.set_reg(Reg::X0, ipa).unwrap();
+    guest.run_to(1);
+    assert_eq!(guest.x(Reg::X1), 5);
+    guest.vcpu.set_reg(Reg::X0, ipa + 0x1000).unwrap();
+    guest.run_to_class(ec::DATA_ABORT);
+}
+
+#[test]
+fn ram_faults_may_tell_little() {
+    let code = code![mov(0, NOWHERE), ldr(1, 0), mov(0, DATA), str(1, 0)];
+    let mut guest = guest_with(&code, |config| config.fault_details = FaultDetails::Vague);
+    guest.ram.protect(MemPerms::RX).unwrap();
+    let device = guest.run_to_class(ec::DATA_ABORT);
+    guest.skip();
+    let ram = guest.run_to_class(ec::DATA_ABORT);
+    assert_eq!((device.physical_address, ram.physical_address & !0xfff), (NOWHERE, DATA));
+    assert_eq!(ram.syndrome & 1 << 24, 0, "ISV");
+    assert_ne!(ram.syndrome & 1 << 7, 0, "S1PTW");
+}
+
+#[test]
+fn deterministic_time_is_the_number_of_instructions() {
+    // CNTVCT twice, ten instructions apart; then WFI, which skips to the timer.
+    let mut code = vec![mrs(0, 0xdf02)];
+    code.extend([NOP; 9]);
+    code.extend(code![mrs(1, 0xdf02), hvc(1), WFI, mrs(2, 0xdf02), hvc(2)]);
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let guest = gic_guest_with(&code, |config| config.clock = ClockMode::Deterministic);
+        assert_eq!(squib_sim::mach::mach_absolute_time(), 0);
+        guest.vm.gic_set_distributor_reg(GicDistributorReg::CTLR, 2).unwrap();
+        guest.vcpu.set_redistributor_reg(GicRedistributorReg::IGROUPR0, u64::from(u32::MAX)).unwrap();
+        guest.vcpu.set_redistributor_reg(GicRedistributorReg::ISENABLER0, 1 << 27).unwrap();
+        guest.vcpu.set_icc_reg(GicIccReg::PMR_EL1, 0xff).unwrap();
+        guest.vcpu.set_icc_reg(GicIccReg::IGRPEN1_EL1, 1).unwrap();
+        guest.run_to(1);
+        assert_eq!(guest.x(Reg::X1) - guest.x(Reg::X0), 10);
+        assert_eq!(squib_sim::mach::mach_absolute_time(), 12, "the HVC counts");
+        guest.vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, 1_000_000_000).unwrap();
+        guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, 1).unwrap();
+        guest.run_to(2);
+        assert!((1_000_000_000..1_000_000_010).contains(&guest.x(Reg::X2)), "{}", guest.x(Reg::X2));
+        seen.push((guest.x(Reg::X0), guest.x(Reg::X1), guest.x(Reg::X2), squib_sim::mach::mach_absolute_time()));
+    }
+    assert_eq!(seen[0], seen[1]);
+}
