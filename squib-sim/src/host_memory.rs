@@ -22,10 +22,8 @@ const AHEAD: u64 = 1 << 30;
 /// Why host memory cannot be given to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostMemoryError {
-    /// Some of the range is not mapped in this process.
-    NotMapped,
-    /// The range shows more than one object.
-    SeveralObjects,
+    /// Some of the range is not mapped in this process, or it shows more than one object.
+    NotOneObject,
     /// The system refused for lack of memory or mappings.
     NoResources,
 }
@@ -123,7 +121,7 @@ fn duplicate(host: *mut u8, at: *mut u8, size: u64, room: u64) -> Result<(*mut u
     }
     if new == libc::MAP_FAILED {
         return match std::io::Error::last_os_error().raw_os_error() {
-            Some(libc::EFAULT) => Err(HostMemoryError::NotMapped),
+            Some(libc::EFAULT) => Err(HostMemoryError::NotOneObject),
             // EINVAL: the mapping is private. Its pages belong to this address and to no other.
             Some(libc::EINVAL) => Ok((host, all)),
             _ => Err(HostMemoryError::NoResources),
@@ -187,7 +185,7 @@ fn duplicate(host: *mut u8, at: *mut u8, size: u64, _room: u64) -> Result<(*mut 
     };
     match result {
         0 => {}
-        1 => return Err(HostMemoryError::NotMapped),
+        1 => return Err(HostMemoryError::NotOneObject),
         _ => return Err(HostMemoryError::NoResources),
     }
     let protection = maximum & (libc::PROT_READ | libc::PROT_WRITE);
@@ -322,9 +320,9 @@ mod protection {
             let maps = maps();
             for mapping in maps.lines().filter_map(parse).filter(|mapping| mapping.end > start) {
                 match &before {
-                    None if mapping.start > start => return Err(HostMemoryError::NotMapped),
-                    Some(before) if mapping.start > before.end => return Err(HostMemoryError::NotMapped),
-                    Some(before) if !mapping.continues(before) => return Err(HostMemoryError::SeveralObjects),
+                    None if mapping.start > start => return Err(HostMemoryError::NotOneObject),
+                    Some(before) if mapping.start > before.end => return Err(HostMemoryError::NotOneObject),
+                    Some(before) if !mapping.continues(before) => return Err(HostMemoryError::NotOneObject),
                     _ => {}
                 }
                 if !mapping.perms.readable() {
@@ -335,7 +333,7 @@ mod protection {
                 }
                 before = Some(mapping);
             }
-            Err(HostMemoryError::NotMapped)
+            Err(HostMemoryError::NotOneObject)
         }
     }
 
@@ -437,9 +435,9 @@ mod protection {
             let mut answer = HostProtection::Readable;
             let mut at = address as u64;
             while at < end {
-                let (start, to, perms) = region(at).ok_or(HostMemoryError::NotMapped)?;
+                let (start, to, perms) = region(at).ok_or(HostMemoryError::NotOneObject)?;
                 if start > at {
-                    return Err(HostMemoryError::NotMapped);
+                    return Err(HostMemoryError::NotOneObject);
                 }
                 if !perms.readable() {
                     answer = HostProtection::None;

@@ -20,7 +20,7 @@ impl From<Stage2Error> for Failure {
 impl From<HostMemoryError> for Failure {
     fn from(error: HostMemoryError) -> Failure {
         Failure(match error {
-            HostMemoryError::NotMapped | HostMemoryError::SeveralObjects => ret::BAD_ARGUMENT,
+            HostMemoryError::NotOneObject => ret::BAD_ARGUMENT,
             HostMemoryError::NoResources => ret::NO_RESOURCES,
         })
     }
