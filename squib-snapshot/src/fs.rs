@@ -17,6 +17,8 @@ pub(crate) trait FsFile: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes content and length durable.
     fn sync(&self) -> io::Result<()>;
+    /// The real file, if there is one: for what only the kernel can do.
+    fn raw(&self) -> Option<&File>;
 
     /// Writes all bytes, however many calls it takes.
     fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
@@ -168,6 +170,10 @@ impl FsFile for File {
     fn sync(&self) -> io::Result<()> {
         self.sync_all()
     }
+
+    fn raw(&self) -> Option<&File> {
+        Some(self)
+    }
 }
 
 /// Reads exactly `buf.len()` bytes at an offset.
@@ -203,6 +209,15 @@ fn no_follow(options: &mut OpenOptions) {
 pub(crate) fn open_no_follow(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
+    no_follow(&mut options);
+    regular(options.open(path)?)
+}
+
+/// Opens a file that was just made for writing; links are refused.
+#[cfg(target_os = "macos")]
+pub(crate) fn open_read_write_no_follow(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
     no_follow(&mut options);
     regular(options.open(path)?)
 }

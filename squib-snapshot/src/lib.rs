@@ -4,6 +4,7 @@
 pub mod arch;
 pub mod atomic;
 mod bounded;
+pub mod chain;
 mod digest;
 pub mod dirty;
 pub mod envelope;
@@ -13,6 +14,7 @@ mod identity;
 mod image;
 pub mod load;
 pub mod memory;
+pub mod merge;
 pub mod pair;
 pub mod record;
 pub mod save;
@@ -24,6 +26,7 @@ pub mod verify;
 
 pub use arch::{PageGeometry, SysReg};
 pub use atomic::{AtomicWriter, TEMP_SUFFIX, UnlinkOnDrop, check_same_filesystem, derive_temp_path};
+pub use chain::Chain;
 pub use dirty::{
     ADAPTIVE_WINDOW, AdaptiveController, DEFAULT_STEP_DOWN_THRESHOLD, DirtyBitmap, PageSet, PageSetBuilder, TakenPages,
     TrackedRegion, TrackingGranule,
@@ -34,8 +37,9 @@ pub use envelope::{
 };
 pub use error::{Result, SnapshotError};
 pub use identity::{ParseIdError, SnapshotId};
-pub use load::{LoadedSnapshot, SnapshotDescription, describe, load};
+pub use load::{LoadedSnapshot, SnapshotDescription, describe, inferred_memory_path, load};
 pub use memory::{MemorySnapshotKind, MemoryWriter, PageReader, VecPageReader};
+pub use merge::{MergeReport, merge};
 pub use pair::{Contents, Pair, PairReport, PairRequest, recover, save_diff, save_pair};
 pub use record::{
     BlockSums, ClockMode, ClockRecord, DEFAULT_BLOCK_SIZE, HostRecord, MachineRecord, MemoryRecord, RECORD_DEVICE_KIND,

@@ -43,8 +43,16 @@ pub fn load(state_path: &Path) -> Result<LoadedSnapshot> {
     Ok(LoadedSnapshot { state: file.into_parts().0, source_version })
 }
 
-/// The state path with its extension replaced by `mem`; `None` if it has no extension.
-fn inferred_memory_path(state_path: &Path) -> Option<PathBuf> {
+/// Where the memory file of a state is by convention: the state path with its last extension replaced by `mem`, whatever it was;
+/// `None` if it has none.
+///
+/// ```
+/// use std::path::Path;
+/// use squib_snapshot::inferred_memory_path;
+/// assert_eq!(inferred_memory_path(Path::new("a/vm.snap")).unwrap(), Path::new("a/vm.mem"));
+/// ```
+#[must_use]
+pub fn inferred_memory_path(state_path: &Path) -> Option<PathBuf> {
     state_path.extension().map(|_| state_path.with_extension("mem"))
 }
 

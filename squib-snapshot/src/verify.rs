@@ -1,6 +1,7 @@
 //! Proving that memory is what it was when it was saved: block by block, all of it or only what is read.
 
 use std::ops::Range;
+use std::path::Path;
 
 use crate::digest::{Checksum, is_zero};
 use crate::error::{Result, SnapshotError};
@@ -29,6 +30,18 @@ pub struct Damage {
     pub expected: u64,
     /// Checksum of the file.
     pub found: u64,
+}
+
+impl Damage {
+    pub(crate) fn into_error(self, path: &Path) -> SnapshotError {
+        SnapshotError::MemoryDamaged {
+            path: path.to_path_buf(),
+            start: self.range.start,
+            end: self.range.end,
+            expected: self.expected,
+            found: self.found,
+        }
+    }
 }
 
 impl VerifyReport {
@@ -78,13 +91,7 @@ impl Pair {
         let report = self.verify_report()?;
         match report.damaged.first() {
             None => Ok(report),
-            Some(d) => Err(SnapshotError::MemoryDamaged {
-                path: self.memory_path().to_path_buf(),
-                start: d.range.start,
-                end: d.range.end,
-                expected: d.expected,
-                found: d.found,
-            }),
+            Some(d) => Err(d.clone().into_error(self.memory_path())),
         }
     }
 

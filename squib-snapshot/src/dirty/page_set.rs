@@ -91,7 +91,7 @@ impl PageSet {
 
     /// Maximal runs as `(first page, number of pages)`, ascending.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.runs_from(0)
+        self.runs_from(0, u64::MAX)
     }
 
     /// Single pages, ascending.
@@ -101,7 +101,7 @@ impl PageSet {
 
     /// Runs within `[first, end)`, clipped to it.
     pub fn runs_within(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.runs_from(first).take_while(move |&(at, _)| at < end).map(move |(at, count)| {
+        self.runs_from(first, end).take_while(move |&(at, _)| at < end).map(move |(at, count)| {
             let (start, stop) = (at.max(first), (at + count).min(end));
             (start, stop - start)
         })
@@ -128,14 +128,17 @@ impl PageSet {
         &self.form
     }
 
-    /// Runs from the one that holds or follows `page`.
-    fn runs_from(&self, page: u64) -> Runs<'_> {
+    /// Runs from the one that holds or follows `page`; those at and beyond `end` may be missing.
+    fn runs_from(&self, page: u64, end: u64) -> Runs<'_> {
         match &self.form {
             Form::Runs(runs) => {
                 let at = runs.partition_point(|&(first, count)| first + count <= page);
                 Runs::List(runs[at..].iter())
             }
-            Form::Words(words) => Runs::Words { words, at: page },
+            Form::Words(words) => {
+                let len = usize::try_from(end.div_ceil(64)).unwrap_or(usize::MAX).min(words.len());
+                Runs::Words { words: &words[..len], at: page }
+            }
         }
     }
 }

@@ -86,6 +86,18 @@ impl<'f> Transaction<'f> {
         &*self.memory_file
     }
 
+    /// Name of the new memory file, for calls that put a clone in its place.
+    #[cfg(target_os = "macos")]
+    pub(crate) fn memory_temp_path(&self) -> &Path {
+        &self.pending[0]
+    }
+
+    /// Writes to another file under the new memory file's name.
+    #[cfg(target_os = "macos")]
+    pub(crate) fn replace_memory_file(&mut self, file: Box<dyn FsFile>) {
+        self.memory_file = file;
+    }
+
     /// Writes the state and commits both files.
     pub(crate) fn commit(mut self, state_bytes: &[u8]) -> Result<()> {
         self.memory_file.sync().map_err(SnapshotError::MemoryIo)?;

@@ -1,0 +1,320 @@
+//! A full snapshot and the diffs on top of it, read as one memory.
+//!
+//! Every diff names the snapshot it continues, so an order that is wrong, a link that is missing and a link of another
+//! chain are all refused with the reason. A page is read from the newest link that holds it, and
+//! [`Chain::read_checked`] never returns a byte that it has not compared with its checksum.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Result, SnapshotError};
+use crate::fs::read_exact_at;
+use crate::memory::PageReader;
+use crate::pair::Pair;
+use crate::state_file::StateFile;
+use crate::verify::VerifyReport;
+
+/// Bytes of checked blocks kept for the next read.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// An open chain. A single full pair is a chain without diffs.
+///
+/// ```
+/// # use squib_snapshot::*;
+/// # let dir = tempfile::tempdir()?;
+/// # let p = |n: &str| dir.path().join(n);
+/// # let mut state = MicrovmState { vcpu_states: vec![VcpuState::new(0)], gic_state: GicState::from_bytes(vec![1]), ..Default::default() };
+/// # state.vm_info.track_dirty_pages = true;
+/// # let machine = MachineRecord::default();
+/// # let (base_state, base_mem, diff_state, diff_mem) = (p("0.snap"), p("0.mem"), p("1.snap"), p("1.mem"));
+/// let mut ram = vec![1; 65536];
+/// let dirty = DirtyBitmap::new(0, 65536, 16384)?;
+/// # let request = |state_path, memory_path, memory| PairRequest { state_path, memory_path, state: &state, machine: &machine,
+/// #     memory, ram_start: 0, ram_size: 65536, contents: Contents::Full, block_size: 0 };
+/// # macro_rules! request { ($s:expr, $m:expr, $r:expr) => { PairRequest { state_path: $s, memory_path: $m, state: &state,
+/// #     machine: &machine, memory: $r, ram_start: 0, ram_size: 65536, contents: Contents::Full, block_size: 0 } } }
+/// let base = save_pair(&request!(&base_state, &base_mem, &ram))?;
+/// ram[20_000] = 2;
+/// dirty.set_dirty(20_000);
+/// save_diff(&request!(&diff_state, &diff_mem, &ram), base.identity, &dirty)?;
+///
+/// let chain = Chain::open((&base_state, &base_mem), &[(&diff_state, &diff_mem)])?;
+/// let mut back = vec![0; 65536];
+/// chain.read_checked(0, &mut back)?;
+/// assert_eq!(back, ram);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Chain {
+    /// Base first.
+    links: Vec<Pair>,
+    ram_size: u64,
+    cache: Mutex<VecDeque<CachedBlock>>,
+}
+
+#[derive(Debug, Clone)]
+struct CachedBlock {
+    link: usize,
+    block: u64,
+    ranges: Arc<[Range<u64>]>,
+    bytes: Arc<Vec<u8>>,
+}
+
+impl Chain {
+    /// Opens `(state, memory)` of the base and of each diff, oldest first.
+    ///
+    /// # Errors
+    /// Those of [`Pair::open`]; [`SnapshotError::BrokenChain`] if the links are not one chain in this order.
+    pub fn open<P: AsRef<Path>, Q: AsRef<Path>>(base: (P, P), diffs: &[(Q, Q)]) -> Result<Self> {
+        let base = Pair::open(base.0.as_ref(), base.1.as_ref())?;
+        let diffs = diffs.iter().map(|(s, m)| Pair::open(s.as_ref(), m.as_ref())).collect::<Result<_>>()?;
+        Self::from_pairs(base, diffs)
+    }
+
+    /// Makes a chain of pairs that are open already, oldest diff first.
+    ///
+    /// # Errors
+    /// [`SnapshotError::BrokenChain`] if they are not one chain in this order; [`SnapshotError::MemoryIo`].
+    pub fn from_pairs(base: Pair, diffs: Vec<Pair>) -> Result<Self> {
+        let ram_size = base.ram_size()?;
+        let mut links = vec![base];
+        links.extend(diffs);
+        check_links(&links, ram_size)?;
+        Ok(Self { links, ram_size, cache: Mutex::default() })
+    }
+
+    /// The links, base first.
+    #[must_use]
+    pub fn links(&self) -> &[Pair] {
+        &self.links
+    }
+
+    /// State of the newest link: the machine this chain restores.
+    #[must_use]
+    pub fn state_file(&self) -> &StateFile {
+        self.newest().state_file()
+    }
+
+    /// Bytes of RAM.
+    #[must_use]
+    pub fn ram_size(&self) -> u64 {
+        self.ram_size
+    }
+
+    fn newest(&self) -> &Pair {
+        // A chain has at least its base.
+        &self.links[self.links.len() - 1]
+    }
+
+    /// The newest link that holds the byte at `offset`, and the end (at most `limit`) of the stretch for which that is so.
+    #[must_use]
+    pub fn locate(&self, offset: u64, limit: u64) -> (usize, u64) {
+        let mut end = limit.min(self.ram_size);
+        for (index, link) in self.links.iter().enumerate().skip(1).rev() {
+            let Some(pages) = link.state_file().pages() else { continue };
+            let size = pages.page_size();
+            let page = offset / size;
+            if let Some((first, count)) = pages.runs_within(page, end.div_ceil(size)).next() {
+                if first == page {
+                    return (index, end.min((page + count).saturating_mul(size)));
+                }
+                end = first * size;
+            }
+        }
+        (0, end)
+    }
+
+    /// Whether RAM at `[offset, offset + len)` is known to be zero without reading any file.
+    #[must_use]
+    pub fn is_known_zero(&self, offset: u64, len: u64) -> bool {
+        let Some(end) = offset.checked_add(len).filter(|end| *end <= self.ram_size) else { return false };
+        let Some(record) = self.links[0].state_file().record() else { return false };
+        let mut at = offset;
+        while at < end {
+            let block = at / record.memory.sums.block_size();
+            let limit = record.memory.sums.block_range(block, self.ram_size).end.min(end);
+            match self.locate(at, limit) {
+                (0, next) if record.memory.sums.get(block).is_none() => at = next,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Fills `buf` with RAM at `offset` as the files have it, unchecked.
+    ///
+    /// # Errors
+    /// [`SnapshotError::MemoryIo`].
+    pub fn read_unchecked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_with(offset, buf, |link, at, part| {
+            let pair = &self.links[link];
+            read_exact_at(pair.memory_file(), part, at).map_err(|e| pair.memory_error(e))
+        })
+    }
+
+    /// Fills `buf` with RAM at `offset`, every byte of it compared with its checksum first. Blocks just checked are kept, so
+    /// that reading page by page costs one check per block. Links of version 5.0 have no checksums and are read as they are.
+    ///
+    /// # Errors
+    /// [`SnapshotError::MemoryDamaged`], [`SnapshotError::MemoryIo`].
+    pub fn read_checked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_with(offset, buf, |link, at, part| self.read_link_checked(link, at, part))
+    }
+
+    fn read_with(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        mut read: impl FnMut(usize, u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.ram_size);
+        let Some(end) = end else {
+            let e = io::Error::new(io::ErrorKind::UnexpectedEof, "read past end of memory");
+            return Err(self.newest().memory_error(e));
+        };
+        let mut at = offset;
+        let mut rest = buf;
+        while at < end {
+            let (link, stop) = self.locate(at, end);
+            let (part, tail) = rest.split_at_mut((stop - at) as usize);
+            read(link, at, part)?;
+            rest = tail;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    fn read_link_checked(&self, link: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let pair = &self.links[link];
+        let Some(record) = pair.state_file().record() else {
+            return read_exact_at(pair.memory_file(), buf, offset).map_err(|e| pair.memory_error(e));
+        };
+        let sums = &record.memory.sums;
+        let mut at = offset;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let block = at / sums.block_size();
+            let stop = sums.block_range(block, self.ram_size).end.min(at + rest.len() as u64);
+            let (part, tail) = rest.split_at_mut((stop - at) as usize);
+            if sums.get(block).is_none() && !record.memory.is_diff() {
+                part.fill(0); // Zero when it was saved: nothing to read.
+            } else {
+                self.checked_block(link, block)?.copy(at, part);
+            }
+            rest = tail;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    fn checked_block(&self, link: usize, block: u64) -> Result<CachedBlock> {
+        let lock = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hit) = lock().iter().find(|b| (b.link, b.block) == (link, block)) {
+            return Ok(hit.clone());
+        }
+        let pair = &self.links[link];
+        let memory = &pair.state_file().require_record("checksums of its memory")?.memory;
+        let mut bytes = Vec::new();
+        if let Some(damage) = pair.check_block(memory, block, &mut bytes)? {
+            return Err(damage.into_error(pair.memory_path()));
+        }
+        let fresh = CachedBlock { link, block, ranges: memory.ranges_in_block(block).into(), bytes: Arc::new(bytes) };
+        let mut cache = lock();
+        cache.push_front(fresh.clone());
+        let mut total = 0;
+        cache.retain(|b| {
+            total += b.bytes.len();
+            total <= CACHE_BYTES
+        });
+        Ok(fresh)
+    }
+
+    /// Checks every link.
+    ///
+    /// # Errors
+    /// Those of [`Pair::verify_report`].
+    pub fn verify_report(&self) -> Result<Vec<VerifyReport>> {
+        self.links.iter().map(Pair::verify_report).collect()
+    }
+}
+
+impl CachedBlock {
+    /// Copies RAM at `offset`, which the block holds, to `part`.
+    fn copy(&self, offset: u64, part: &mut [u8]) {
+        let mut position = 0;
+        for range in self.ranges.iter() {
+            let (from, to) = (offset.max(range.start), (offset + part.len() as u64).min(range.end));
+            if from < to {
+                let source = position + (from - range.start) as usize;
+                let len = (to - from) as usize;
+                part[(from - offset) as usize..][..len].copy_from_slice(&self.bytes[source..source + len]);
+            }
+            position += (range.end - range.start) as usize;
+        }
+    }
+}
+
+/// Checked reads, for everything that takes a source of pages.
+impl PageReader for Chain {
+    fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_checked(offset_from_ram_start, buf).map_err(|e| match e {
+            SnapshotError::MemoryIo(e) => e,
+            other => io::Error::new(io::ErrorKind::InvalidData, other),
+        })
+    }
+}
+
+fn check_links(links: &[Pair], ram_size: u64) -> Result<()> {
+    let broken = |link: &Pair, reason: String| {
+        Err(SnapshotError::BrokenChain { path: link.state_file().path().to_path_buf(), reason })
+    };
+    if let Some(parent) = links[0].state_file().parent() {
+        return broken(&links[0], format!("it is a diff of {parent}; a chain begins with a full snapshot"));
+    }
+    if links[0].state_file().pages().is_some() {
+        return broken(&links[0], "it holds only some pages; a chain begins with a full snapshot".into());
+    }
+    for (index, link) in links.iter().enumerate().skip(1) {
+        let before = links[index - 1].state_file();
+        let (Some(record), Some(parent), Some(_)) =
+            (link.state_file().record(), link.state_file().parent(), link.state_file().pages())
+        else {
+            return broken(link, "it is a full snapshot, not a diff".into());
+        };
+        if parent != before.identity() {
+            let reason = match links.iter().position(|l| l.state_file().identity() == parent) {
+                Some(place) if place > index => {
+                    format!(
+                        "the order is wrong: it continues {:?}, which is given after it",
+                        links[place].state_file().path()
+                    )
+                }
+                Some(place) => format!(
+                    "it continues {:?}, not {:?} which is given before it",
+                    links[place].state_file().path(),
+                    before.path()
+                ),
+                None => format!(
+                    "it continues snapshot {parent}, which is not given; {:?} before it is {}",
+                    before.path(),
+                    before.identity()
+                ),
+            };
+            return broken(link, reason);
+        }
+        let start = |file: &StateFile| file.record().map(|r| r.memory.ram_start);
+        if record.memory.ram_size != ram_size || start(before).is_some_and(|s| s != record.memory.ram_start) {
+            return broken(
+                link,
+                format!(
+                    "its RAM is {} bytes at {:#x}, that of the base is {ram_size} bytes",
+                    record.memory.ram_size, record.memory.ram_start
+                ),
+            );
+        }
+    }
+    Ok(())
+}
