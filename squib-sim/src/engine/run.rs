@@ -174,9 +174,9 @@ impl Cpu {
         let asserted = self.timer_asserted() && !self.timer.masked;
         match self.machine.gic.get() {
             Some(gic) => {
-                if asserted != self.timer.line {
+                if self.timer.line != Some(asserted) {
                     gic.set_ppi(self.shared.index, VTIMER_INTID, asserted);
-                    self.timer.line = asserted;
+                    self.timer.line = Some(asserted);
                     if asserted && self.machine.config.vtimer_exits {
                         self.timer.masked = true;
                         return Some(Exit::VtimerActivated);
@@ -329,7 +329,11 @@ impl Cpu {
         // SAFETY: the running block is live, and so are those it is linked to.
         unsafe {
             let block = (*self.block).links[LINK];
-            if block.is_null() { otherwise } else { self.go_on(block, otherwise) }
+            if !block.is_null() {
+                return self.go_on(block, otherwise);
+            }
+            // Links stay inside a page.
+            if (self.block_va ^ self.pc) >> 12 == 0 { otherwise } else { self.chain_indirect() }
         }
     }
 

@@ -30,8 +30,8 @@ pub struct VirtualTimer {
     pub offset: u64,
     /// `hv_vcpu_set_vtimer_mask`.
     pub masked: bool,
-    /// The level last shown to the GIC.
-    pub(crate) line: bool,
+    /// The level last shown to the GIC; unknown at first, when the GIC's own state may have been restored.
+    pub(crate) line: Option<bool>,
 }
 
 impl Cpu {
