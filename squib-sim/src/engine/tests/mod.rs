@@ -2,6 +2,7 @@
 
 mod debugging;
 mod exceptions;
+mod registers;
 mod replay;
 mod smp;
 mod translation;

@@ -236,3 +236,94 @@ fn modified_code_is_executed_after_ic_ivau() {
     bench.run_to_hvc();
     assert_eq!((bench.vcpu.cpu.x[10], bench.vcpu.cpu.x[1]), (1, 2));
 }
+
+#[test]
+fn sixteen_kilobyte_granule_translates_blocks_and_pages() {
+    let mut bench = Bench::new(Host);
+    bench.hvc_vectors();
+    // 36-bit addresses: the walk starts at level 2, 32 MiB an entry.
+    let (level2, level3) = (TABLES, TABLES + 0x4000);
+    bench.poke(level2 + 8 * (RAM >> 25), RAM | 0x701);
+    bench.poke(level2 + 8 * ((RAM >> 25) + 1), level3 | 3);
+    bench.poke(level3 + 8 * 5, (DATA + 0x4000) | 0x703);
+    bench.set(reg::MAIR, 0xff);
+    bench.set(reg::TCR, 28 | 2 << 14 | 1 << 23 | 2 << 32);
+    bench.set(reg::TTBR0, level2);
+    bench.set(reg::SCTLR, 1);
+    bench.poke(DATA + 0x4000 + 0x3008, 42);
+    bench.code(RAM, &[LDR_X2_X0, HVC]);
+    bench.vcpu.cpu.x[0] = RAM + (1 << 25) + 5 * 0x4000 + 0x3008;
+    bench.run_to_hvc();
+    assert_eq!((bench.vcpu.cpu.x[2], bench.vcpu.cpu.pc), (42, RAM + 8));
+    // EPD1: the upper half is not walked.
+    bench.vcpu.cpu.x[0] = 0xffff_fff0_0000_0000;
+    bench.vcpu.cpu.pc = RAM;
+    bench.run_to_hvc();
+    assert_eq!(bench.get(reg::ESR), 0x9600_0004);
+}
+
+#[test]
+fn execute_never_depends_on_who_executes_and_on_writability() {
+    const UXN: u64 = 1 << 54;
+    const PXN: u64 = 1 << 53;
+    // Descriptor bits, SCTLR_EL1.WXN, EL0: is a fetch allowed?
+    let cases = [
+        (0x703, false, false, true),
+        (0x743, false, true, true),
+        (0x743, false, false, false), // writable at EL0: never executable at EL1
+        (0x743 | UXN, false, true, false),
+        (0x7c3 | PXN, false, true, true),
+        (0x7c3, false, false, true),
+        (0x703, true, false, false),
+        (0x743, true, true, false),
+        (0x7c3, true, true, true),
+    ];
+    for (bits, wxn, el0, allowed) in cases {
+        let mut bench = Bench::new(Host);
+        bench.identity_map();
+        bench.hvc_vectors();
+        // The program and the vectors stay executable under WXN: read-only at EL1.
+        bench.poke(TABLES + 0x1000, RAM | 0x781);
+        bench.poke(Bench::page_descriptor(0), DATA | bits);
+        bench.code(RAM, &[0xd69f_03e0]); // eret
+        bench.code(DATA, &[0xd400_0001]); // svc #0
+        bench.set(reg::ELR, DATA);
+        bench.set(reg::SPSR, if el0 { 0 } else { 0x3c5 });
+        let sctlr = bench.get(reg::SCTLR);
+        bench.set(reg::SCTLR, sctlr | u64::from(wxn) << 19);
+        bench.run_to_hvc();
+        let class = bench.get(reg::ESR) >> 26;
+        let expected = if allowed { 0x15 } else { 0x21 - u64::from(el0) };
+        assert_eq!(class, expected, "{bits:#x} wxn {wxn} el0 {el0}");
+    }
+}
+
+#[test]
+fn address_spaces_are_kept_apart_and_kernel_mappings_survive_a_switch() {
+    let mut bench = Bench::new(Host);
+    bench.identity_map();
+    bench.hvc_vectors();
+    // Two address spaces, whose page 0 of DATA differs; EL0 reads it.
+    let other = TABLES + 0x8000;
+    bench.poke(other + 8, (other + 0x1000) | 3);
+    bench.poke(other + 0x1000, RAM | 0x701);
+    bench.poke(other + 0x1008, (other + 0x2000) | 3);
+    let user = 0x743 | 1 << 11;
+    bench.poke(other + 0x2000, (DATA + 0x2000) | user);
+    bench.poke(other + 0x2008, (DATA + 0x1000) | user);
+    bench.poke(Bench::page_descriptor(0), DATA | user);
+    bench.poke(Bench::page_descriptor(1), (DATA + 0x1000) | user);
+    bench.poke(DATA, 10);
+    bench.poke(DATA + 0x2000, 20);
+    bench.code(DATA + 0x1000, &[LDR_X2_X0, 0xd400_0001]); // svc #0
+    bench.code(RAM, &[0xd69f_03e0]); // eret
+    bench.vcpu.cpu.x[0] = DATA;
+    for (ttbr0, value) in [(TABLES, 10), (other | 1 << 48, 20), (TABLES, 10), (other | 1 << 48, 20)] {
+        bench.set(reg::TTBR0, ttbr0);
+        bench.set(reg::ELR, DATA + 0x1000);
+        bench.set(reg::SPSR, 0);
+        bench.vcpu.cpu.pc = RAM;
+        bench.run_to_hvc();
+        assert_eq!((bench.vcpu.cpu.x[2], bench.get(reg::ESR)), (value, 0x5600_0000));
+    }
+}
