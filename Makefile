@@ -50,7 +50,7 @@ fmt: ## formatting, as CI checks it
 	$(CARGO) fmt --all --check
 
 lint: ## clippy, warnings are errors
-	$(CARGO) clippy --locked --workspace --all-targets $(features) -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features squib-tests/long $(features) -- -D warnings
 
 docs: ## the API documentation, broken links are errors
 	RUSTDOCFLAGS='-D warnings -D rustdoc::broken_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps $(features)
