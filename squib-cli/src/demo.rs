@@ -142,15 +142,17 @@ pub fn main(args: Args) -> Result<Exit> {
     run.arg("run").arg("--json").arg("--kernel").arg(&guest.kernel).arg("--initrd").arg(&guest.initrd);
     run.args(["--memory", &args.memory.to_string(), "--cpus", &args.cpus.to_string()]);
     run.args(["--cmdline", &format!("{QUICK_BOOT} run=\"count {}\"", args.count)]);
-    run.args(["--snapshot-on", &format!("count {halfway}"), "--then", "exit"]);
+    run.args(["--snapshot-on", &format!("count {halfway}\r\n"), "--then", "exit"]);
     run.arg("--state").arg(&state).arg("--memory-file").arg(&memory);
     let first = story.follow(&mut run, &spinner, args.json)?;
     let booted = story.user_space.ok_or_else(|| {
         Error::Message("the guest never reached user space: is the initramfs one of guest-images/?".into())
     })?;
 
-    say(&spinner, format!("   guest | count {halfway}  <- frozen here"));
-    say(&spinner, format!("2. The snapshot is on disk; the virtual machine and its process ({first}) are gone."));
+    say(
+        &spinner,
+        format!("2. Frozen here. The snapshot is on disk; the virtual machine and its process ({first}) are gone."),
+    );
     spinner.say("the guest goes on");
     say(&spinner, "3. Restore it in a new process.".into());
     let mut restore = child::myself()?;
