@@ -8,7 +8,7 @@
         .set    LINES, 40
         .set    ROUNDS, 2000
         .set    PERIOD, 700             // counter ticks between two timer interrupts
-        .set    BUFFER_MASK, 0xfffff8   // 16 MiB of RAM
+        .set    BUFFER_MASK, 0x7ffff8   // 8 MiB of RAM
 
 image_start:
         image_header
@@ -49,7 +49,7 @@ start:
         movz    x20, #0x5c1b, lsl #48
         movk    x20, #0x9e37, lsl #16
         movk    x20, #0x79b9
-        movz    x21, #0x4400, lsl #16   // 64 MiB into RAM
+        movz    x21, #0x4100, lsl #16   // 16 MiB into RAM
         mov     x22, #LINES
         mov     x24, #0
         fmov    v0.2d, #1.0

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,8 @@ impl Outcome {
 #[derive(Debug)]
 pub struct Squib {
     command: Command,
-    input: Vec<u8>,
+    timeout: u32,
+    typed: Option<(String, String)>,
 }
 
 impl Squib {
@@ -131,7 +132,7 @@ impl Squib {
     pub fn new(subcommand: &str) -> Squib {
         let mut command = Command::new(program());
         command.arg(subcommand);
-        Squib { command, input: Vec::new() }
+        Squib { command, timeout: 120, typed: None }
     }
 
     /// `squib run` of a guest of the cache, with shell commands for its `/init`.
@@ -142,15 +143,11 @@ impl Squib {
             .option("--initrd", image(&format!("{guest}/initramfs.cpio"), how))
             .option("--cmdline", format!("{QUICK_BOOT} run=\"{commands}\""))
             .option("--memory", "256")
-            .option("--timeout", "120")
     }
 
     /// `squib restore` of a snapshot.
     pub fn restore(snapshot: &Snapshot) -> Squib {
-        Squib::new("restore")
-            .option("--state", &snapshot.state)
-            .option("--memory-file", &snapshot.memory)
-            .option("--timeout", "120")
+        Squib::new("restore").option("--state", &snapshot.state).option("--memory-file", &snapshot.memory)
     }
 
     /// Adds an argument.
@@ -169,9 +166,15 @@ impl Squib {
         self.option("--snapshot-on", text).option("--state", &snapshot.state).option("--memory-file", &snapshot.memory)
     }
 
-    /// What is typed on the console.
-    pub fn typed(mut self, text: &str) -> Squib {
-        self.input = text.as_bytes().to_vec();
+    /// The guest's time, in seconds; 120 if not said.
+    pub fn timeout(mut self, seconds: u32) -> Squib {
+        self.timeout = seconds;
+        self
+    }
+
+    /// Types `text` when the console shows `prompt`.
+    pub fn typed(mut self, prompt: &str, text: &str) -> Squib {
+        self.typed = Some((prompt.into(), text.into()));
         self
     }
 
@@ -179,16 +182,12 @@ impl Squib {
     #[track_caller]
     pub fn outcome(mut self) -> Outcome {
         let started = Instant::now();
+        self.command.arg("--timeout").arg(self.timeout.to_string());
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("the program starts");
-        let mut input = child.stdin.take().expect("piped");
-        let typed = std::mem::take(&mut self.input);
-        // A program that has ended closes the pipe: what it did not want to read is no error.
-        let writer = thread::spawn(move || {
-            let _ = input.write_all(&typed);
-        });
-        let console = collect(child.stdout.take().expect("piped"));
-        let stderr = collect(child.stderr.take().expect("piped"));
+        let typist = self.typed.take().zip(child.stdin.take());
+        let console = collect(child.stdout.take().expect("piped"), typist);
+        let stderr = collect(child.stderr.take().expect("piped"), None);
         let status = loop {
             match child.try_wait().expect("the program can be waited for") {
                 Some(status) => break Some(status),
@@ -201,7 +200,6 @@ impl Squib {
             console: console.join().expect("reader").replace('\r', ""),
             stderr: stderr.join().expect("reader"),
         };
-        writer.join().expect("writer");
         assert!(status.is_some(), "{:?} did not end within {PATIENCE:?}: {outcome:?}", self.command);
         outcome
     }
@@ -214,10 +212,22 @@ fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
     None
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
+/// Reads to the end; types the text when the prompt shows.
+fn collect(
+    mut from: impl Read + Send + 'static,
+    mut typist: Option<((String, String), ChildStdin)>,
+) -> JoinHandle<String> {
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).expect("a pipe can be read");
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            bytes.extend(&buffer[..length]);
+            if let Some(((prompt, text), input)) = &mut typist
+                && String::from_utf8_lossy(&bytes).contains(prompt.as_str())
+            {
+                input.write_all(text.as_bytes()).expect("the program reads its input");
+                typist = None;
+            }
+        }
         String::from_utf8_lossy(&bytes).into_owned()
     })
 }

@@ -11,11 +11,7 @@ fn sources() -> PathBuf {
 }
 
 fn run(image: &str) -> Squib {
-    Squib::new("run")
-        .option("--kernel", sources().join(image))
-        .option("--memory", "96")
-        .option("--timeout", "60")
-        .arg("--json")
+    Squib::new("run").option("--kernel", sources().join(image)).option("--memory", "32").arg("--json")
 }
 
 fn replay() -> Squib {

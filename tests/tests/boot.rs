@@ -60,8 +60,7 @@ fn the_shell_answers_on_a_console_that_only_the_device_tree_names() {
         .option("--kernel", image("bookworm-cloud/Image", "make guest"))
         .option("--initrd", image("bookworm-cloud/initramfs.cpio", "make guest"))
         .option("--cmdline", QUICK_BOOT.replace("console=ttyAMA0 ", ""))
-        .option("--timeout", "120")
-        .typed("echo $((6 * 7)) is the answer\nexit\n")
+        .typed("squib-guest# ", "echo $((6 * 7)) is the answer\nexit\n")
         .outcome()
         .expect(0);
     assert!(outcome.console.contains("\n42 is the answer\n"), "{outcome:?}");
@@ -77,7 +76,7 @@ fn exit_on_ends_with_0_and_the_text_is_the_last_word() {
 
 #[test]
 fn a_timeout_ends_with_124() {
-    let outcome = Squib::run("bookworm-cloud", "sleep 1000").option("--timeout", "1").outcome().expect(124);
+    let outcome = Squib::run("bookworm-cloud", "sleep 1000").timeout(1).outcome().expect(124);
     assert_eq!(outcome.stderr, "squib: timed out after 1 second\n");
 }
 

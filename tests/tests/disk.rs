@@ -13,7 +13,7 @@ fn debian(disk: &Path, extra: &str, commands: &str) -> Squib {
         .option("--initrd", image("bookworm-cloud/initramfs.cpio", "make guest"))
         .option("--cmdline", format!("{QUICK_BOOT} squib.root=/dev/vda {extra} run=\"{commands}\""))
         .option("--memory", "512")
-        .option("--timeout", "240")
+        .timeout(240)
         .option("--disk", disk)
 }
 
@@ -63,7 +63,7 @@ fn a_snapshot_in_the_middle_of_disk_writes_loses_none() {
                     dd if=r$i of=c$i bs=64k conv=fsync 2>/dev/null; echo block $i; done; \
                     sync; echo 3 >/proc/sys/vm/drop_caches; sed 's/ r/ c/' sums | sha256sum -c --quiet && echo all is there";
     debian(&disk, "", commands).snapshot_on("block 3", &snapshot).outcome().expect(0);
-    let outcome = Squib::restore(&snapshot).option("--timeout", "240").outcome().expect(0);
+    let outcome = Squib::restore(&snapshot).timeout(240).outcome().expect(0);
     outcome.expect_console("block 6").expect_console("all is there");
 }
 

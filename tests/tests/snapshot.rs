@@ -115,14 +115,14 @@ fn fifty_rounds_lose_nothing() {
 fn the_guests_clock_is_monotonic() {
     let directory = directory();
     let snapshot = Snapshot::new(&directory, "clock");
-    let watch = "while read up idle </proc/uptime && [ ${up%.*} -lt 6 ]; do echo up $up; sleep 0.05; done";
-    let before = Squib::run("bookworm-cloud", &format!("{watch}; echo clock done")).snapshot_on("up 3.", &snapshot);
+    let watch = "n=0; while [ $n -lt 40 ]; do n=$((n+1)); read up idle </proc/uptime; echo $n up $up; sleep 0.02; done";
+    let before = Squib::run("bookworm-cloud", &format!("{watch}; echo clock done")).snapshot_on("20 up", &snapshot);
     let before = before.outcome().expect(0).console;
     // The guest stands still for these two seconds and must not see them.
     std::thread::sleep(std::time::Duration::from_secs(2));
     let console = before + &Squib::restore(&snapshot).outcome().expect(0).expect_console("clock done").console;
-    let times: Vec<f64> = console.lines().filter_map(|line| line.strip_prefix("up ")?.parse().ok()).collect();
-    assert!(times.len() > 20, "{console}");
+    let times: Vec<f64> = console.lines().filter_map(|line| line.split_once(" up ")?.1.parse().ok()).collect();
+    assert_eq!(times.len(), 40, "{console}");
     for pair in times.windows(2) {
         assert!(pair[0] <= pair[1] && pair[1] - pair[0] < 1.5, "from {} to {}: {console}", pair[0], pair[1]);
     }
