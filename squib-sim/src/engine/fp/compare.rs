@@ -43,10 +43,9 @@ fn compare_unpacked<F: Format>(e: &mut Env, x: u64, y: u64, signal_nans: bool) -
 
 /// `FPCompare`: NZCV.
 pub fn compare_nzcv<F: Format>(e: &mut Env, x: u64, y: u64, signal_nans: bool) -> u32 {
-    match compare::<F>(e, x, y, signal_nans) {
-        None => 0b0011,
-        Some(Ordering::Equal) => 0b0110,
-        Some(Ordering::Less) => 0b1000,
-        Some(Ordering::Greater) => 0b0010,
+    let flags = |x: i64, y: i64| u32::from(x < y) << 3 | u32::from(x == y) << 2 | u32::from(x >= y) << 1;
+    if plain::<F>(e, x, y) {
+        return flags(key::<F>(x), key::<F>(y));
     }
+    compare_unpacked::<F>(e, x, y, signal_nans).map_or(0b0011, |order| flags(order as i64, 0))
 }

@@ -1,6 +1,6 @@
 //! FCADD and FCMLA, by vector and by element (FEAT_FCMA).
 
-use super::fp_ops::{ByFormat, element, env, fp_op};
+use super::fp_ops::{ByFormat, NO_INDEX, element, env, fp_op, settle};
 use super::lanes::{Width, set_v, v};
 use crate::engine::cpu::Cpu;
 use crate::engine::fp::{D, Format, H, S, arith};
@@ -8,9 +8,6 @@ use crate::engine::op::{Decoded, Next, Op};
 
 const FCADD: ByFormat = [complex_add::<H>, complex_add::<S>, complex_add::<D>];
 const FCMLA: ByFormat = [complex_mul_add::<H>, complex_mul_add::<S>, complex_mul_add::<D>];
-
-/// `imm` of a form without element index.
-const NO_INDEX: u64 = 16;
 
 /// Decodes the forms by vector (three same extra, opcode 1xxx).
 pub fn decode(insn: u32, width: Width) -> Option<Decoded> {
@@ -49,7 +46,7 @@ fn complex_add_body<F: Format>(cpu: &mut Cpu, o: &Op) {
         let y = arith::add::<F>(&mut e, element::<F>(n, i + 1), re);
         r |= u128::from(x) << (i * F::BITS) | u128::from(y) << ((i + 1) * F::BITS);
     }
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, r);
 }
 
@@ -85,7 +82,7 @@ fn complex_mul_add_body<F: Format>(cpu: &mut Cpu, o: &Op) {
         let y = arith::mul_add::<F>(&mut e, element::<F>(d, i + 1), part, y);
         r |= u128::from(x) << (i * F::BITS) | u128::from(y) << ((i + 1) * F::BITS);
     }
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, r);
 }
 

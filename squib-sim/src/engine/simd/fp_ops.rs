@@ -122,6 +122,15 @@ pub fn env(cpu: &Cpu) -> Env {
     Env { fpcr: cpu.fpcr, fpsr: cpu.fpsr }
 }
 
+/// Keeps the flags an operation raised.
+#[inline(always)]
+pub fn settle(cpu: &mut Cpu, e: Env) {
+    // New flags are rare, and a store here would delay the next operation's wider load of its environment.
+    if e.fpsr != cpu.fpsr {
+        cpu.fpsr = e.fpsr;
+    }
+}
+
 // The bodies are kept out of the handlers: an `Env` on the handler's own frame would forbid the tail call to the next op.
 
 #[inline(never)]
@@ -129,7 +138,7 @@ fn scalar_body<O: FpFn, F: Format>(cpu: &mut Cpu, o: &Op) {
     let mut e = env(cpu);
     let low = |r: u8| v(cpu, r) as u64 & F::ONES;
     let r = O::f::<F>(&mut e, o.imm2, low(o.ra), low(o.rn), low(o.rm));
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, u128::from(r));
 }
 
@@ -151,8 +160,8 @@ pub fn element<F: Format>(v: u128, i: u32) -> u64 {
     (v >> ((i * F::BITS) & 127)) as u64 & F::ONES
 }
 
-/// By element: `imm` of an op that has an index.
-const NO_INDEX: u64 = 16;
+/// `imm` of an op without an element index.
+pub const NO_INDEX: u64 = 16;
 
 /// A format and the lane it lives in.
 pub trait Element: Format {
@@ -183,7 +192,7 @@ fn vector_body<O: FpFn, F: Element>(cpu: &mut Cpu, o: &Op) {
     for (r, ((d, n), m)) in r.as_mut().iter_mut().zip(operands) {
         *r = F::Lane::of(O::f::<F>(&mut e, o.imm2, d.u(), n.u(), m.u()));
     }
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_lanes::<F::Lane>(cpu, o.rd, r);
 }
 
@@ -210,7 +219,7 @@ fn pairs_body<O: FpFn, F: Format>(cpu: &mut Cpu, o: &Op) {
         let x = O::f::<F>(&mut e, 0, 0, element::<F>(src, at), element::<F>(src, at + 1));
         r |= u128::from(x) << (i * F::BITS);
     }
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, r);
 }
 
@@ -239,7 +248,7 @@ fn reduce_body<O: FpFn, F: Format>(cpu: &mut Cpu, o: &Op) {
             x[i] = O::f::<F>(&mut e, 0, 0, x[2 * i], x[2 * i + 1]);
         }
     }
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, u128::from(x[0]));
 }
 

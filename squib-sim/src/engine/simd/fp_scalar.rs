@@ -211,7 +211,7 @@ fn cmp_body<F: Format>(cpu: &mut Cpu, o: &Op, with_zero: bool) {
     let mut e = env(cpu);
     let m = if with_zero { 0 } else { low::<F>(cpu, o.rm) };
     let nzcv = compare::compare_nzcv::<F>(&mut e, low::<F>(cpu, o.rn), m, o.ra != 0);
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     cpu.set_nzcv(nzcv);
 }
 
@@ -220,7 +220,7 @@ fn fcvt_body<From: Format, To: Format>(cpu: &mut Cpu, o: &Op) {
     let mut e = env(cpu);
     let rounding = e.rounding();
     let r = convert::convert::<From, To>(&mut e, low::<From>(cpu, o.rn), rounding);
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, r.into());
 }
 
@@ -229,7 +229,7 @@ fn to_general_body<F: Format>(cpu: &mut Cpu, o: &Op) {
     let mut e = env(cpu);
     let rounding = rounding(&e, o.imm2);
     let r = convert::to_fixed::<F>(&mut e, low::<F>(cpu, o.rn), fixed(o.imm2, o.ra.into()), rounding);
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     cpu.x[usize::from(o.rd)] = r;
 }
 
@@ -238,7 +238,7 @@ fn from_general_body<F: Format>(cpu: &mut Cpu, o: &Op) {
     let mut e = env(cpu);
     let rounding = e.rounding();
     let r = convert::from_fixed::<F>(&mut e, cpu.x[usize::from(o.rn)], fixed(o.imm2, o.ra.into()), rounding);
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, r.into());
 }
 
@@ -246,7 +246,7 @@ fn from_general_body<F: Format>(cpu: &mut Cpu, o: &Op) {
 fn fjcvtzs_body(cpu: &mut Cpu, o: &Op) {
     let mut e = env(cpu);
     let (r, exact) = convert::to_fixed_js(&mut e, v(cpu, o.rn) as u64);
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     cpu.set_nzcv(u32::from(exact) << 2);
     cpu.x[usize::from(o.rd)] = r.into();
 }

@@ -85,7 +85,7 @@ fn narrow_to<From: Format, To: Format>(cpu: &mut Cpu, o: &Op, rounding: Rounding
     for i in 0..128 / From::BITS {
         r |= convert::convert::<From, To>(&mut e, element::<From>(n, i), rounding) << (i * To::BITS);
     }
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     r
 }
 
@@ -114,7 +114,7 @@ fn narrow_odd_body(cpu: &mut Cpu, o: &Op, scalar: bool) {
     let result = if scalar {
         let mut e = env(cpu);
         let r = convert::convert::<D, S>(&mut e, v(cpu, o.rn) as u64, Rounding::Odd);
-        cpu.fpsr = e.fpsr;
+        settle(cpu, e);
         r.into()
     } else {
         let r = narrow_to::<D, S>(cpu, o, Rounding::Odd);
@@ -145,7 +145,7 @@ fn lengthen_body<From: Format, To: Format>(cpu: &mut Cpu, o: &Op) {
         let x = convert::convert::<From, To>(&mut e, element::<From>(n, i), rounding);
         r |= u128::from(x) << (i * To::BITS);
     }
-    cpu.fpsr = e.fpsr;
+    settle(cpu, e);
     set_v(cpu, o.rd, r);
 }
 

@@ -115,9 +115,9 @@ lane_fns! {
     Cnt = |d, n, m, k, q| L::of(u64::from(n.u().count_ones()));
     RBit = |d, n, m, k, q| L::of(n.u().reverse_bits() >> (64 - L::BITS));
     Not = |d, n, m, k, q| L::of(!n.u());
-    SShr = |d, n, m, k, q| L::of((n.s() >> k.min(63)) as u64);
+    SShr = |d, n, m, k, q| n.sar(k.min(L::BITS - 1));
     UShr = |d, n, m, k, q| ushr(n, k);
-    SSra = |d, n, m, k, q| d.add(L::of((n.s() >> k.min(63)) as u64));
+    SSra = |d, n, m, k, q| d.add(n.sar(k.min(L::BITS - 1)));
     USra = |d, n, m, k, q| d.add(ushr(n, k));
     SRShr = |d, n, m, k, q| L::of(shift_right(s(n), k, true) as u64);
     URShr = |d, n, m, k, q| L::of(shift_right(u(n), k, true) as u64);
@@ -127,15 +127,15 @@ lane_fns! {
         let keep = !ushr(L::of(!0), k).u();
         L::of(d.u() & keep | ushr(n, k).u())
     };
-    Shl = |d, n, m, k, q| L::of(n.u() << (k & 63));
-    Sli = |d, n, m, k, q| L::of(d.u() & !(!0u64 << (k & 63)) | n.u() << (k & 63));
+    Shl = |d, n, m, k, q| n.shl(k);
+    Sli = |d, n, m, k, q| d.and(L::of(!(!0 << (k & 63)))).add(n.shl(k));
     SQShlU = |d, n, m, k, q| sat_u(s(n) << k, q);
     SQShlImm = |d, n, m, k, q| sat_s(s(n) << k, q);
     UQShlImm = |d, n, m, k, q| sat_u(u(n) << k, q);
 }
 
-/// Logical shift right by 1..=64.
+/// Logical shift right by 1 or more.
 #[inline(always)]
 fn ushr<L: Lane>(n: L, k: u32) -> L {
-    L::of(if k < 64 { n.u() >> k } else { 0 })
+    if k < L::BITS { n.shr(k) } else { L::of(0) }
 }

@@ -49,6 +49,12 @@ pub trait Lane: Copy + Default + Eq + 'static {
     fn uqadd(self, o: Self) -> Self;
     /// Unsigned difference, saturated.
     fn uqsub(self, o: Self) -> Self;
+    /// Shift left by less than [`Lane::BITS`].
+    fn shl(self, by: u32) -> Self;
+    /// Logical shift right by less than [`Lane::BITS`].
+    fn shr(self, by: u32) -> Self;
+    /// Arithmetic shift right by less than [`Lane::BITS`].
+    fn sar(self, by: u32) -> Self;
     /// Bits of both.
     fn and(self, o: Self) -> Self;
     /// Ones or zeros.
@@ -101,6 +107,18 @@ macro_rules! lanes {
             fn uqadd(self, o: Self) -> Self { self.saturating_add(o) }
             #[inline(always)]
             fn uqsub(self, o: Self) -> Self { self.saturating_sub(o) }
+            #[inline(always)]
+            fn shl(self, by: u32) -> Self {
+                self.wrapping_shl(by)
+            }
+            #[inline(always)]
+            fn shr(self, by: u32) -> Self {
+                self.wrapping_shr(by)
+            }
+            #[inline(always)]
+            fn sar(self, by: u32) -> Self {
+                (self as $s).wrapping_shr(by) as $u
+            }
             #[inline(always)]
             fn and(self, o: Self) -> Self { self & o }
         }

@@ -346,7 +346,7 @@ fn shr(x: i128, k: u32, round: bool) -> i128 {
 }
 
 narrow_fns! {
-    Shrn = |n, k, q| L::of(n.u() >> k);
+    Shrn = |n, k, q| L::of(n.shr(k).u());
     RShrn = |n, k, q| L::of(shr(i128::from(n.u()), k, true) as u64);
     SQShrn = |n, k, q| sat_s(shr(i128::from(n.s()), k, false), q);
     UQShrn = |n, k, q| sat_u(shr(i128::from(n.u()), k, false), q);
@@ -409,7 +409,7 @@ unsafe fn shift_left_long<L: Widen, const S: bool>(cpu: &mut Cpu, op: *const Op)
         let n = half_lanes::<L>(cpu, o.rn, o.ra != 0);
         let mut r = L::Wide::ZEROS;
         for (r, &n) in r.as_mut().iter_mut().zip(n.as_ref()) {
-            *r = L::Wide::of(extend::<L, S>(n).u() << (o.imm2 & 63));
+            *r = extend::<L, S>(n).shl(o.imm2);
         }
         set_lanes::<L::Wide>(cpu, o.rd, r);
         Op::next(cpu, op)
