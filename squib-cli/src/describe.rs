@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, SnapshotContext};
 use crate::exit::Exit;
 
 const AFTER_HELP: &str = "\
@@ -26,8 +26,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
-    let description =
-        squib_snapshot::describe(&args.state).map_err(|source| Error::Snapshot { path: args.state, source })?;
+    let description = squib_snapshot::describe(&args.state).about(&args.state)?;
     match args.json {
         true => println!("{:#}", description.to_json()),
         false => println!("{}", description.human().trim_end()),

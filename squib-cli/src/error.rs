@@ -42,6 +42,18 @@ fn about(path: &Path, source: &SnapshotError) -> String {
 /// Shorthand.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Names the file when squib-snapshot does not.
+pub trait SnapshotContext<T> {
+    /// `path` is what the call was about.
+    fn about(self, path: &Path) -> Result<T>;
+}
+
+impl<T> SnapshotContext<T> for squib_snapshot::Result<T> {
+    fn about(self, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::Snapshot { path: path.to_owned(), source })
+    }
+}
+
 /// Says what was attempted when an I/O call fails.
 pub trait IoContext<T> {
     /// `action` completes "cannot ...".

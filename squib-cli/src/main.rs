@@ -11,11 +11,14 @@ mod drive;
 mod error;
 mod exit;
 mod guest_cache;
+mod merge;
 mod options;
 mod progress;
+mod recover;
 mod report;
 mod restore;
 mod run;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -55,6 +58,9 @@ enum Command {
     Run(run::Args),
     Restore(restore::Args),
     Describe(describe::Args),
+    Verify(verify::Args),
+    Merge(merge::Args),
+    Recover(recover::Args),
     Demo(demo::Args),
     Bench(bench::Args),
 }
@@ -64,6 +70,9 @@ fn main() -> Exit {
         Command::Run(args) => run::main(args),
         Command::Restore(args) => restore::main(args),
         Command::Describe(args) => describe::main(args),
+        Command::Verify(args) => verify::main(args),
+        Command::Merge(args) => merge::main(args),
+        Command::Recover(args) => recover::main(args),
         Command::Demo(args) => demo::main(args),
         Command::Bench(args) => bench::main(args),
     };

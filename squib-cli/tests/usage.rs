@@ -46,6 +46,9 @@ fn a_missing_file_is_one_plain_line_that_names_it() {
         &["run", "--kernel", "/nonexistent/Image"][..],
         &["restore", "--state", "/nonexistent/state", "--memory-file", "/nonexistent/mem"],
         &["describe", "/nonexistent/state"],
+        &["verify", "/nonexistent/vm.state", "/nonexistent/vm.mem"],
+        &["merge", "--base", "/nonexistent/a.state", "--diff", "/nonexistent/b.state", "--out", "/nonexistent/c.state"],
+        &["recover", "/nonexistent/directory"],
     ] {
         let output = squib(args);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -57,7 +60,17 @@ fn a_missing_file_is_one_plain_line_that_names_it() {
 
 #[test]
 fn every_help_shows_examples() {
-    for command in [&["run"][..], &["restore"], &["describe"], &["demo"], &["bench", "boot"], &[]] {
+    for command in [
+        &["run"][..],
+        &["restore"],
+        &["describe"],
+        &["verify"],
+        &["merge"],
+        &["recover"],
+        &["demo"],
+        &["bench", "boot"],
+        &[],
+    ] {
         let output = squib(&[command, &["--help"]].concat());
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "{command:?}");
