@@ -1,9 +1,10 @@
 //! Decoded code: blocks of ops, kept by physical page.
 //!
 //! A block is a straight run of instructions inside one 4 KiB page; it depends on the instruction words alone (every check
-//! of execution state is an op or a run-loop matter), so the page's IPA and the offset are its whole key. Links between
-//! blocks stay inside a page: whatever makes a page's code stale takes all links to it away with it. Forgotten pages are
-//! buried, not freed, until the run loop has let go of every block.
+//! of execution state is an op or a run-loop matter), so the page's IPA and the offset are its whole key. Near links stay
+//! inside a page: whatever makes a page's code stale takes all links to it away with it. A far link leads anywhere and holds
+//! for one virtual address and one generation of the fetch TLB. Forgotten pages are buried, not freed, until the run loop
+//! has let go of every block.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::HashMap;
@@ -16,11 +17,28 @@ use super::op::{MAX_BLOCK_OPS, Op};
 /// Offsets a block can start at in a page.
 const STARTS: usize = 1024;
 
+/// A successor that must be checked before it is used.
+#[derive(Clone, Copy)]
+pub struct FarLink {
+    /// Its virtual address.
+    pub va: u64,
+    /// [`FetchTlb::generation`](super::mmu::FetchTlb::generation) under which it was found; 0 for none.
+    pub generation: u64,
+    /// The block.
+    pub block: *const Block,
+}
+
+impl FarLink {
+    const NONE: FarLink = FarLink { va: 0, generation: 0, block: std::ptr::null() };
+}
+
 /// A block's header; its ops follow directly behind.
-#[repr(C, align(32))]
+#[repr(C, align(64))]
 pub struct Block {
     /// The taken and the not-taken successor, if they have been looked up before and lie on the same page.
     pub links: [*const Block; 2],
+    /// The last successor on another page, or of a branch to a register.
+    pub far: FarLink,
     /// Guest instructions.
     pub len: u32,
     ops: u32,
@@ -43,7 +61,7 @@ impl Block {
             if block.is_null() {
                 handle_alloc_error(layout);
             }
-            block.write(Block { links: [std::ptr::null(); 2], len, ops: ops.len() as u32, page });
+            block.write(Block { links: [std::ptr::null(); 2], far: FarLink::NONE, len, ops: ops.len() as u32, page });
             std::ptr::copy_nonoverlapping(ops.as_ptr(), block.add(1) as *mut Op, ops.len());
             block
         }
@@ -61,7 +79,7 @@ impl Block {
     /// A header without links, for tests that run handlers outside of a block.
     #[cfg(test)]
     pub(crate) const fn lone() -> Block {
-        Block { links: [std::ptr::null(); 2], len: 1, ops: 0, page: std::ptr::null() }
+        Block { links: [std::ptr::null(); 2], far: FarLink::NONE, len: 1, ops: 0, page: std::ptr::null() }
     }
 
     /// Its first op.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use super::block::Block;
+use super::block::{Block, FarLink};
 use super::cpu::{Cpu, Privilege};
 use super::mmu::PAGE_MASK;
 use super::mmu::walk::Kind;
@@ -332,7 +332,7 @@ impl Cpu {
             if !block.is_null() {
                 return self.go_on(block, otherwise);
             }
-            // Links stay inside a page.
+            // Near links stay inside a page.
             if (self.block_va ^ self.pc) >> 12 == 0 { otherwise } else { self.chain_indirect() }
         }
     }
@@ -346,12 +346,20 @@ impl Cpu {
     pub(crate) unsafe fn chain_indirect(&mut self) -> Next {
         // SAFETY: as in `find_block`.
         unsafe {
+            let far = (*self.block).far;
+            if far.va == self.pc && far.generation == (*self.fetch).generation {
+                return self.go_on(far.block, Next::Lookup);
+            }
             let entry = (*self.fetch).entry(self.pc);
             if entry.tag != self.pc & !0xffc {
                 return Next::Lookup;
             }
             let block = (*entry.page).block(self.pc);
-            if block.is_null() { Next::Lookup } else { self.go_on(block, Next::Lookup) }
+            if block.is_null() {
+                return Next::Lookup;
+            }
+            (*self.block.cast_mut()).far = FarLink { va: self.pc, generation: (*self.fetch).generation, block };
+            self.go_on(block, Next::Lookup)
         }
     }
 

@@ -42,6 +42,12 @@ impl Mmu {
             }
         }
         let wanted = va & mask;
+        // Translations that are no longer entered may still be relied on by links.
+        let upper = va >> 55 & 1 == 1;
+        if upper || self.fetch_el1.local {
+            self.fetch_el1.renew();
+        }
+        self.banks.iter_mut().for_each(|bank| bank.fetch.renew());
         if mask == !0x3fff & SIGNIFICANT {
             // The four 4 KiB entries of the largest page size.
             for page in 0..4 {
@@ -95,6 +101,7 @@ impl Mmu {
     /// A code page is going away.
     pub(crate) fn forget_code(&mut self, page: *const CodePage) {
         for table in self.fetch_tables() {
+            table.renew();
             for entry in table.entries.iter_mut().filter(|entry| std::ptr::eq(entry.page, page)) {
                 *entry = FetchEntry::NONE;
             }

@@ -19,6 +19,8 @@ const ENTRIES: usize = 1024;
 const FETCH_ENTRIES: usize = 512;
 /// EL0 address spaces remembered at once.
 const BANKS: usize = 4;
+/// Fetch TLBs of one vCPU.
+const FETCH_TABLES: u64 = BANKS as u64 + 1;
 /// A tag no access compares equal to.
 const NO_TAG: u64 = u64::MAX;
 /// The page part of an address.
@@ -109,13 +111,21 @@ impl FetchEntry {
 
 /// A fetch TLB.
 pub struct FetchTlb {
+    /// Changes whenever a translation is withdrawn; no two tables ever have the same. What was found under one generation
+    /// (a link from block to block, say) holds as long as the generation does, entered or not.
+    pub generation: u64,
     entries: [FetchEntry; FETCH_ENTRIES],
     local: bool,
 }
 
 impl FetchTlb {
-    fn new() -> Box<FetchTlb> {
-        Box::new(FetchTlb { entries: [FetchEntry::NONE; FETCH_ENTRIES], local: false })
+    /// The `index`th of at most [`FETCH_TABLES`] tables.
+    fn new(index: u64) -> Box<FetchTlb> {
+        Box::new(FetchTlb { generation: index + 1, entries: [FetchEntry::NONE; FETCH_ENTRIES], local: false })
+    }
+
+    fn renew(&mut self) {
+        self.generation += FETCH_TABLES;
     }
 
     /// The entry a fetch at `va` would use.
@@ -125,6 +135,7 @@ impl FetchTlb {
     }
 
     fn flush(&mut self) {
+        self.renew();
         self.entries = [FetchEntry::NONE; FETCH_ENTRIES];
         self.local = false;
     }
@@ -168,11 +179,11 @@ pub struct Mmu {
 impl Mmu {
     /// Empty TLBs.
     pub fn new() -> Box<Mmu> {
-        let bank = || Bank { data: Tlb::new(), fetch: FetchTlb::new(), space: None, last_use: 0 };
+        let bank = |index| Bank { data: Tlb::new(), fetch: FetchTlb::new(index), space: None, last_use: 0 };
         Box::new(Mmu {
-            banks: [bank(), bank(), bank(), bank()],
+            banks: [bank(0), bank(1), bank(2), bank(3)],
             el1: [Tlb::new(), Tlb::new()],
-            fetch_el1: FetchTlb::new(),
+            fetch_el1: FetchTlb::new(BANKS as u64),
             empty: Tlb::new(),
             blocks: Box::new([0; 1024]),
             controls: Controls::default(),
