@@ -322,3 +322,97 @@ fn state_and_memory_must_be_two_files() {
     assert!(matches!(save_pair(&request), Err(SnapshotError::InvalidPath(_))));
     assert!(names(bench.dir.path()).is_empty());
 }
+
+/// A reader during which something else happens, once.
+struct Meanwhile<'a> {
+    bytes: Vec<u8>,
+    act: std::sync::Mutex<Option<Box<dyn FnOnce() + Send + 'a>>>,
+}
+
+impl PageReader for Meanwhile<'_> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        if let Some(act) = self.act.lock().unwrap().take() {
+            act();
+        }
+        self.bytes.read_at(offset, buf)
+    }
+}
+
+#[test]
+fn of_two_savers_one_wins_and_the_other_is_told() {
+    let bench = Bench::new();
+    let (first, second) = (ram(MIB), vec![7; MIB as usize]);
+    let (state_path, memory_path) = bench.paths("vm");
+    let elsewhere = bench.dir.path().join("other.snap");
+    let act = || {
+        let e = bench.save("vm", &second, MIB, Contents::Full).unwrap_err();
+        assert!(matches!(&e, SnapshotError::Busy { path } if *path == state_path), "{e}");
+        // The memory file alone is a destination, too.
+        let request = SaveRequest {
+            state_path: &elsewhere,
+            memory_path: &memory_path,
+            kind: SnapshotKind::Full,
+            state: bench.state.clone(),
+            memory: &second,
+            ram_size: MIB,
+            memory_page_size: 16384,
+            dirty: None,
+        };
+        assert!(matches!(save(request), Err(SnapshotError::Busy { path }) if path == memory_path));
+        let report = recover(bench.dir.path()).unwrap();
+        assert_eq!(report.busy, [memory_path.clone(), state_path.clone()]);
+        assert!(report.removed.is_empty(), "what a living saver writes is left alone");
+    };
+    let reader = Meanwhile { bytes: first.clone(), act: std::sync::Mutex::new(Some(Box::new(act))) };
+    bench.save("vm", &reader, MIB, Contents::Full).unwrap();
+    assert_eq!(fs::read(&memory_path).unwrap(), first);
+    assert_eq!(names(bench.dir.path()), ["vm.mem", "vm.snap"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn new_files_are_private_and_links_at_the_destination_are_replaced() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let bench = Bench::new();
+    let target = bench.dir.path().join("target");
+    fs::write(&target, b"untouched").unwrap();
+    let (state_path, memory_path) = bench.paths("vm");
+    symlink(&target, &memory_path).unwrap();
+    symlink(&target, &state_path).unwrap();
+    let bytes = ram(MIB);
+    let dir = bench.dir.path();
+    let seen = || {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_str().unwrap().ends_with(".new") {
+                assert_eq!(entry.metadata().unwrap().mode() & 0o777, 0o600);
+            }
+        }
+    };
+    let reader = Meanwhile { bytes: bytes.clone(), act: std::sync::Mutex::new(Some(Box::new(seen))) };
+    bench.save("vm", &reader, MIB, Contents::Full).unwrap();
+    assert_eq!(fs::read(&target).unwrap(), b"untouched");
+    for path in [&state_path, &memory_path] {
+        let metadata = fs::symlink_metadata(path).unwrap();
+        assert!(metadata.is_file() && metadata.mode() & 0o777 == 0o600);
+    }
+    bench.open("vm").unwrap().verify().unwrap();
+}
+
+#[test]
+fn a_save_over_the_files_a_pair_is_open_from_does_not_touch_the_open_ones() {
+    let bench = Bench::new();
+    let first = ram(MIB);
+    bench.save("vm", &first, MIB, Contents::Full).unwrap();
+    let open = bench.open("vm").unwrap();
+    let chain = Chain::from_pairs(bench.open("vm").unwrap(), vec![]).unwrap();
+    bench.save("vm", &vec![9; MIB as usize], MIB, Contents::Full).unwrap();
+    open.verify().unwrap();
+    let mut back = vec![0; MIB as usize];
+    chain.read_checked(0, &mut back).unwrap();
+    assert_eq!(back, first);
+    // Saving from the chain over itself: source and destination are the same files.
+    let chain = Chain::from_pairs(bench.open("vm").unwrap(), vec![]).unwrap();
+    bench.save("vm", &chain, MIB, Contents::Full).unwrap();
+    assert_eq!(fs::read(bench.paths("vm").1).unwrap(), vec![9; MIB as usize]);
+}

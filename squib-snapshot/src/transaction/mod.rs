@@ -20,7 +20,11 @@
 //! An error before 4 undoes everything. An error after 4 undoes the commit by removing the journal (durably, *before* the
 //! new files go) as long as nothing was renamed; after that the commit stands and is finished by the next load.
 
+#[cfg(test)]
+mod crash_tests;
 mod journal;
+#[cfg(test)]
+mod sim;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -128,18 +132,21 @@ impl<'f> Transaction<'f> {
                 self.pending.clear();
                 Ok(())
             }
-            Err((e, renamed)) => Err(self.undo(e, renamed, &journal_path)),
+            Err((e, reached)) => Err(self.undo(e, reached, &journal_path)),
         }
     }
 
-    /// Steps 4 to 6. The error comes with the number of destinations renamed so far.
-    fn place(&self, journal_temp: &Path, journal_path: &Path) -> Result<(), (SnapshotError, usize)> {
+    /// Steps 4 to 6. The error comes with how far they got.
+    fn place(&self, journal_temp: &Path, journal_path: &Path) -> Result<(), (SnapshotError, Reached)> {
         let dir = parent_dir(&self.state);
-        self.fs.rename(journal_temp, journal_path).map_err(|e| (SnapshotError::AtomicCommitFailed(e), 0))?;
-        self.fs.sync_dir(&dir).map_err(|e| (SnapshotError::Io(e), 0))?;
-        self.fs.rename(&self.pending[0], &self.memory).map_err(|e| (SnapshotError::AtomicCommitFailed(e), 0))?;
-        self.fs.rename(&self.pending[1], &self.state).map_err(|e| (SnapshotError::AtomicCommitFailed(e), 1))?;
-        self.sync_dirs().map_err(|e| (e, 2))?;
+        let rename = |from: &Path, to: &Path, reached| {
+            self.fs.rename(from, to).map_err(|e| (SnapshotError::AtomicCommitFailed(e), reached))
+        };
+        rename(journal_temp, journal_path, Reached::NoJournal)?;
+        self.fs.sync_dir(&dir).map_err(|e| (SnapshotError::Io(e), Reached::Journal))?;
+        rename(&self.pending[0], &self.memory, Reached::Journal)?;
+        rename(&self.pending[1], &self.state, Reached::Renames)?;
+        self.sync_dirs().map_err(|e| (e, Reached::Renames))?;
         // From here on the pair is in place and durable; a journal that stays behind is found to be done.
         if self.fs.remove(journal_path).is_ok() {
             let _ = self.fs.sync_dir(&dir);
@@ -147,14 +154,19 @@ impl<'f> Transaction<'f> {
         Ok(())
     }
 
-    /// After a failure at or beyond the commit point: take the commit back if that is still possible.
-    fn undo(&mut self, error: SnapshotError, renamed: usize, journal_path: &Path) -> SnapshotError {
+    /// After a failure at or beyond the commit point: takes the commit back if that is still possible.
+    fn undo(&mut self, error: SnapshotError, reached: Reached, journal_path: &Path) -> SnapshotError {
         let dir = parent_dir(&self.state);
-        let undone = renamed == 0 && self.fs.remove(journal_path).is_ok() && self.fs.sync_dir(&dir).is_ok();
-        if undone {
+        let removed =
+            reached != Reached::Renames && self.fs.remove(journal_path).is_ok() && self.fs.sync_dir(&dir).is_ok();
+        if removed {
             return error; // Dropping `self` removes the new files.
         }
+        // The new files stay: a journal may still be there that needs them. Without one the next save removes them.
         self.pending.clear();
+        if reached == Reached::NoJournal {
+            return error;
+        }
         let source = match error {
             SnapshotError::AtomicCommitFailed(e) | SnapshotError::Io(e) => e,
             other => io::Error::other(other.to_string()),
@@ -179,6 +191,14 @@ impl Drop for Transaction<'_> {
         }
         Locks { fs: self.fs, held: std::mem::take(&mut self.locks) };
     }
+}
+
+/// How far the steps beyond the commit point got before one failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    NoJournal,
+    Journal,
+    Renames,
 }
 
 /// Locks that are given back, lock files removed, when this is dropped.
@@ -258,6 +278,9 @@ fn recover_locked(fs: &dyn Fs, state: &Path) -> Result<Recovered> {
         fs.remove(&state_temp)?;
         return Ok(Recovered::Undone);
     }
+    // The crash may have come before the journal was durable, and the next one must find it as long as only one of the
+    // two renames is.
+    fs.sync_dir(&parent_dir(state))?;
     let mut result = Recovered::Nothing;
     for (temp, dest) in journal.renames() {
         if exists(&temp)? {
