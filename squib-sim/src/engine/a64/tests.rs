@@ -81,19 +81,19 @@ fn stack_pointer_and_zero_register() {
 
 #[test]
 fn branches() {
-    // Instruction, x1, flags; next address, and which successor that is.
+    // Instruction, x1, flags; next address, and which successor that is (one on another page is looked up).
     let table: &[(u32, u64, u32, u64, Next)] = &[
         (0x1400_0003, 0, 0, CODE + 12, Next::Taken),              // b .+12
-        (0x17ff_ffff, 0, 0, CODE - 4, Next::Taken),               // b .-4
+        (0x17ff_ffff, 0, 0, CODE - 4, Next::Lookup),              // b .-4
         (0x9400_0002, 0, 0, CODE + 8, Next::Taken),               // bl .+8
         (0x5400_0040, 0, 4, CODE + 8, Next::Taken),               // b.eq .+8
         (0x5400_0040, 0, 0, CODE + 4, Next::NotTaken),            // b.eq .+8
-        (0x54ff_ffcd, 0, 8, CODE - 8, Next::Taken),               // b.le .-8
+        (0x54ff_ffcd, 0, 8, CODE - 8, Next::Lookup),              // b.le .-8
         (0xb400_0041, 1 << 63, 0, CODE + 4, Next::NotTaken),      // cbz x1, .+8
         (0x3400_0041, 1 << 63, 0, CODE + 8, Next::Taken),         // cbz w1, .+8
-        (0x35ff_ffe1, 1 << 31, 0, CODE - 4, Next::Taken),         // cbnz w1, .-4
+        (0x35ff_ffe1, 1 << 31, 0, CODE - 4, Next::Lookup),        // cbnz w1, .-4
         (0xb6f8_0041, 1 << 63, 0, CODE + 4, Next::NotTaken),      // tbz x1, #63, .+8
-        (0x372f_ffe1, 1 << 5, 0, CODE - 4, Next::Taken),          // tbnz w1, #5, .-4
+        (0x372f_ffe1, 1 << 5, 0, CODE - 4, Next::Lookup),         // tbnz w1, #5, .-4
         (0xd61f_0020, 0x4444_0000, 0, 0x4444_0000, Next::Lookup), // br x1
         (0xd63f_0020, 0x4444_0000, 0, 0x4444_0000, Next::Lookup), // blr x1
         (0xd65f_0020, 0x4444_0000, 0, 0x4444_0000, Next::Lookup), // ret x1
