@@ -29,7 +29,7 @@ mod config;
 mod crash;
 mod devices;
 mod error;
-mod extra;
+mod host;
 mod hv;
 mod layout;
 mod machine;

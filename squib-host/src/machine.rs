@@ -26,6 +26,8 @@ pub(crate) struct Description {
     pub initrd: Option<String>,
     pub cmdline: String,
     pub track_dirty_pages: bool,
+    /// Instructions the guest had executed when it was restored.
+    pub instructions_before: u64,
 }
 
 /// The one virtual machine of this process. Its vCPUs stand still until [`Machine::run`] or [`Machine::resume`].
@@ -34,7 +36,7 @@ pub struct Machine {
     // Dropped in this order: threads first, then the memory map, then what they used.
     pub(crate) parts: Parts,
     pub(crate) description: Description,
-    clock: ClockMode,
+    pub(crate) clock: ClockMode,
     running: bool,
     /// When the vCPUs were asked to stop, for the pause a snapshot reports.
     pub(crate) stopped_at: Option<Instant>,
@@ -97,6 +99,7 @@ impl Machine {
             initrd: config.initrd.as_deref().map(path),
             cmdline: config.cmdline,
             track_dirty_pages: config.track_dirty_pages,
+            instructions_before: 0,
         };
         Machine::finish(parts, description, clock, config.console.input)
     }
@@ -198,6 +201,11 @@ impl Machine {
     /// Instructions executed so far by all vCPUs of this process. Stand-in only.
     pub fn instructions(&self) -> Result<u64> {
         standin::instructions(self.parts.threads.count())
+    }
+
+    /// Instructions executed since boot, over all restores; 0 where nobody counts them.
+    pub(crate) fn total_instructions(&self) -> u64 {
+        self.description.instructions_before + self.instructions().unwrap_or(0)
     }
 
     /// A handle that can stop the machine from another thread.

@@ -4,33 +4,33 @@
 //! interface (the group enables last); then one counter offset for all, compare values, controls, masks; then devices. All
 //! vCPUs that were on come back on. What this host cannot honour is refused with the reason, before anything runs.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use squib_snapshot::{
-    DeviceState, GicRestoreTarget, MicrovmState, PsciVcpuState, SnapshotError, SysReg, VcpuState, load,
-    restore_vcpu_state_as_saved,
+    Chain, DeviceState, GicRestoreTarget, MachineRecord, MicrovmState, MmdsRestoreTarget, MmdsState, Pair,
+    PsciVcpuState, SnapshotError, SysReg, VcpuRecord, VcpuState, restore_vcpu_state_as_saved,
 };
 
 use crate::build::{self, Disk, Parts};
 use crate::clock;
 use crate::config::{RestoreBackend, RestoreConfig};
-use crate::devices::blob;
 use crate::devices::virtio::block::DiskRecord;
 use crate::devices::virtio::mmio;
 use crate::error::{Error, HvContext, Result};
-use crate::extra::{self, MachineExtra, VcpuExtra};
+use crate::host;
 use crate::hv::gic_state::LiveGic;
 use crate::layout;
 use crate::machine::{Description, Machine};
-use crate::memory::{GRANULE, GuestRam};
+use crate::memory::GuestRam;
 use crate::vcpu::psci::Power;
 use crate::vcpu::registers::{self, LiveVcpu};
 use crate::vcpu::run::VcpuThread;
 
-/// Threads that read a memory file for the `copy` backend.
-const COPY_THREADS: u64 = 8;
+/// Threads that read a memory file for the `copy` backend, and how much each takes at a time.
+const COPY_THREADS: usize = 8;
+const COPY_PART: u64 = 2 << 20;
 
 fn refused(error: SnapshotError) -> Error {
     match error {
@@ -41,18 +41,24 @@ fn refused(error: SnapshotError) -> Error {
 
 /// Restores a machine; its vCPUs stand still where the snapshot was taken.
 pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
-    let state = load(&config.state)?.state;
-    let extra = find_extra(&state)?;
-    check_host(&state, &extra)?;
+    let pair = Pair::open(&config.state, &config.memory)?;
+    let file = pair.state_file();
+    let state = file.state().clone();
+    let record = file.require_record("the timers and GIC CPU interfaces of its vCPUs")?.machine.clone();
+    if let Some(parent) = file.parent() {
+        return Err(Error::Incompatible(format!("it is a diff on top of snapshot {parent}: give the whole chain")));
+    }
+    check_host(&state, &record)?;
+    NoMmds.restore(state.mmds_state.as_ref()).map_err(refused)?;
     let disks = disks(&state, &config)?;
     let cpus = state.vcpu_states.len() as u32;
     build::check_shape(state.vm_info.mem_size_mib, cpus, disks.len(), config.clock)?;
-    let ram = bring_ram(&config, state.vm_info.mem_size_mib << 20)?;
+    let ram = bring_ram(&config, pair, state.vm_info.mem_size_mib << 20)?;
 
     let parts = build::assemble(ram, cpus, config.clock, &mut config.console)?;
     build::attach_devices(&parts, &disks, config.clock)?;
     LiveGic(&parts.shared.vm).restore(&state.gic_state.bytes).map_err(refused)?;
-    restore_vcpus(&parts, &state, extra)?;
+    restore_vcpus(&parts, &state, &record)?;
     restore_devices(&parts, &state.device_states.devices)?;
 
     let info = state.vm_info;
@@ -62,39 +68,45 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
         initrd: info.initrd_path,
         cmdline: info.boot_args,
         track_dirty_pages: config.track_dirty_pages,
+        instructions_before: record.clock.instructions,
     };
     Machine::finish(parts, description, config.clock, config.console.input)
 }
 
-fn find_extra(state: &MicrovmState) -> Result<MachineExtra> {
-    let device = state.device_states.devices.iter().find(|d| d.kind == extra::KIND);
-    let device = device.ok_or_else(|| {
-        Error::Incompatible(
-            "it lacks the timers and GIC CPU interfaces of its vCPUs; it was not taken by squib run".into(),
-        )
-    })?;
-    blob::decode(extra::KIND, extra::VERSION, &device.blob)
+/// A machine without a metadata service, to which a snapshot of one that has it cannot be restored.
+struct NoMmds;
+
+impl MmdsRestoreTarget for NoMmds {
+    fn restore(&mut self, state: Option<&MmdsState>) -> squib_snapshot::Result<()> {
+        match state {
+            None => Ok(()),
+            Some(_) => Err(SnapshotError::Capture(
+                "its machine had a metadata service, which this build does not offer".into(),
+            )),
+        }
+    }
 }
 
-fn check_host(state: &MicrovmState, extra: &MachineExtra) -> Result<()> {
-    let here = clock::counter_frequency();
-    if extra.counter_frequency != here {
+fn check_host(state: &MicrovmState, record: &MachineRecord) -> Result<()> {
+    let (then, here) = (record.host.counter_frequency, clock::counter_frequency());
+    if then != here {
         return Err(Error::Incompatible(format!(
-            "its guest's counter runs at {} Hz; this host's runs at {here} Hz, and a guest cannot be told",
-            extra.counter_frequency
+            "its guest's counter runs at {then} Hz; this host's runs at {here} Hz, and a guest cannot be told"
         )));
     }
-    if extra.vcpus.len() != state.vcpu_states.len() {
+    if record.vcpus.len() != state.vcpu_states.len() {
         return Err(Error::Incompatible("its parts disagree about the number of vCPUs".into()));
     }
     for (index, vcpu) in state.vcpu_states.iter().enumerate() {
-        if vcpu.mpidr != layout::mpidr(index as u32) {
-            return Err(Error::Incompatible(format!(
-                "vCPU {index} has MPIDR_EL1 {:#x}; this build gives it {:#x}",
-                vcpu.mpidr,
-                layout::mpidr(index as u32)
-            )));
+        let here = layout::mpidr(index as u32);
+        if vcpu.mpidr != here {
+            let then = vcpu.mpidr;
+            let message = format!("vCPU {index} has MPIDR_EL1 {then:#x}; this build gives it {here:#x}");
+            return Err(Error::Incompatible(message));
         }
+    }
+    for difference in host::differences(&record.host) {
+        tracing::warn!(%difference, "this is not the host that the snapshot was taken on");
     }
     Ok(())
 }
@@ -116,48 +128,60 @@ fn disks(state: &MicrovmState, config: &RestoreConfig) -> Result<Vec<Disk>> {
     saved.iter().enumerate().map(disk).collect()
 }
 
-fn bring_ram(config: &RestoreConfig, size: u64) -> Result<Arc<GuestRam>> {
-    let failed = |action| {
-        let path = config.memory.clone();
-        move |source| Error::File { action, path, source }
-    };
-    let file = File::open(&config.memory).map_err(failed("open the memory file"))?;
-    let len = file.metadata().map_err(failed("examine the memory file"))?.len();
-    if len < size || !size.is_multiple_of(GRANULE) {
-        return Err(Error::Incompatible(format!(
-            "the memory file {} is {len} bytes long, but the machine has {size} bytes of RAM: it belongs to another snapshot",
-            config.memory.display()
-        )));
+fn bring_ram(config: &RestoreConfig, pair: Pair, size: u64) -> Result<Arc<GuestRam>> {
+    let in_file = pair.ram_size()?;
+    if in_file != size {
+        let message = format!("its memory file holds {in_file} bytes, its machine has {size} bytes of RAM");
+        return Err(Error::Incompatible(message));
     }
     match config.backend {
-        RestoreBackend::Map => GuestRam::map_file(layout::RAM_BASE, size, &file, config.track_dirty_pages),
+        RestoreBackend::Map => GuestRam::map_file(layout::RAM_BASE, size, pair.memory_file(), config.track_dirty_pages),
         RestoreBackend::Copy => {
             let ram = GuestRam::new(layout::RAM_BASE, size, config.track_dirty_pages)?;
-            let part = (size / COPY_THREADS).next_multiple_of(GRANULE);
-            let copy = |n: u64| {
-                let start = (n * part).min(size);
-                ram.fill_from_file(&file, start, part.min(size - start))
-            };
-            std::thread::scope(|scope| {
-                let readers: Vec<_> = (0..=size / part).map(|n| scope.spawn(move || copy(n))).collect();
-                readers.into_iter().try_for_each(|r| r.join().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())))
-            })
-            .map_err(failed("read the memory file"))?;
+            copy_ram(&ram, &Chain::from_pairs(pair, Vec::new())?)?;
             Ok(ram)
         }
     }
 }
 
-fn restore_vcpus(parts: &Parts, state: &MicrovmState, extra: MachineExtra) -> Result<()> {
+/// Reads all of RAM, checked against its checksums, by several threads. Zeros need no reading: RAM starts as zeros.
+fn copy_ram(ram: &GuestRam, chain: &Chain) -> Result<()> {
+    let next = AtomicU64::new(0);
+    let copy = || -> Result<()> {
+        let mut buf = vec![0; COPY_PART as usize];
+        loop {
+            let start = next.fetch_add(COPY_PART, Ordering::Relaxed);
+            if start >= ram.size() {
+                return Ok(());
+            }
+            let part = &mut buf[..COPY_PART.min(ram.size() - start) as usize];
+            if !chain.is_known_zero(start, part.len() as u64) {
+                chain.read_checked(start, part)?;
+                let failed = |source| Error::System { action: "fill guest RAM".into(), source };
+                ram.write_fill(start, part).map_err(failed)?;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..COPY_THREADS).map(|_| scope.spawn(copy)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| match thread.join() {
+            Ok(result) => result,
+            Err(_) => Err(Error::State("a thread that reads the memory file panicked".into())),
+        };
+        threads.into_iter().try_for_each(join)
+    })
+}
+
+fn restore_vcpus(parts: &Parts, state: &MicrovmState, record: &MachineRecord) -> Result<()> {
     let shared = &parts.shared;
-    for (index, (vcpu, extra)) in state.vcpu_states.iter().zip(&extra.vcpus).enumerate() {
-        let (vcpu, extra) = (vcpu.clone(), extra.clone());
-        shared.control.call(&shared.vm, index, None, move |thread| restore_registers(thread, &vcpu, &extra))??;
+    for (index, (vcpu, record)) in state.vcpu_states.iter().zip(&record.vcpus).enumerate() {
+        let (vcpu, record) = (vcpu.clone(), record.clone());
+        shared.control.call(&shared.vm, index, None, move |thread| restore_registers(thread, &vcpu, &record))??;
     }
-    shared.control.set_guest_counter(extra.counter);
-    for (index, (vcpu, extra)) in state.vcpu_states.iter().zip(&extra.vcpus).enumerate() {
+    shared.control.set_guest_counter(record.clock.guest_counter);
+    for (index, (vcpu, record)) in state.vcpu_states.iter().zip(&record.vcpus).enumerate() {
         let timer = |reg: SysReg| vcpu.sys_regs.get(&reg.as_encoded()).copied().unwrap_or(0);
-        let (cval, ctl, masked) = (timer(SysReg::CntvCvalEl0), timer(SysReg::CntvCtlEl0), extra.timer_masked);
+        let (cval, ctl, masked) = (timer(SysReg::CntvCvalEl0), timer(SysReg::CntvCtlEl0), record.vtimer_masked);
         shared.control.call(&shared.vm, index, None, move |thread| {
             thread.take_offset()?;
             registers::restore_timer(&thread.vcpu, cval, ctl, masked).hv("set the virtual timer")
@@ -175,13 +199,17 @@ fn restore_vcpus(parts: &Parts, state: &MicrovmState, extra: MachineExtra) -> Re
     Ok(())
 }
 
-fn restore_registers(thread: &mut VcpuThread, state: &VcpuState, extra: &VcpuExtra) -> Result<()> {
+fn restore_registers(thread: &mut VcpuThread, state: &VcpuState, record: &VcpuRecord) -> Result<()> {
     let mut live = LiveVcpu { vcpu: &thread.vcpu, power: state.psci_state };
     restore_vcpu_state_as_saved(&mut live, state).map_err(refused)?;
-    registers::restore_icc(&thread.vcpu, &extra.icc).map_err(|(register, error)| {
+    registers::restore_icc(&thread.vcpu, &record.icc_regs).map_err(|(register, error)| {
         Error::Incompatible(format!("the GIC CPU interface's register {register:#x} cannot be set: {error}"))
     })?;
-    registers::set_pending(&thread.vcpu, extra.pending).hv("set pending interrupts")
+    let pending = (record.pending_irq, record.pending_fiq);
+    registers::set_pending(&thread.vcpu, pending).hv("set pending interrupts")?;
+    let (exceptions, accesses) = (record.trap_debug_exceptions, record.trap_debug_reg_accesses);
+    thread.vcpu.set_trap_debug_exceptions(exceptions).hv("set the routing of debug exceptions")?;
+    thread.vcpu.set_trap_debug_reg_accesses(accesses).hv("set the routing of debug register accesses")
 }
 
 fn restore_devices(parts: &Parts, saved: &[DeviceState]) -> Result<()> {
@@ -194,8 +222,7 @@ fn restore_devices(parts: &Parts, saved: &[DeviceState]) -> Result<()> {
         attached.device.restore(&state.blob)?;
     }
     let known = |d: &DeviceState| {
-        d.kind == extra::KIND
-            || parts.shared.bus.get().is_some_and(|bus| bus.iter().any(|a| a.device.kind() == d.kind && a.id == d.id))
+        parts.shared.bus.get().is_some_and(|bus| bus.iter().any(|a| a.device.kind() == d.kind && a.id == d.id))
     };
     match saved.iter().find(|d| !known(d)) {
         None => Ok(()),

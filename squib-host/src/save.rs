@@ -5,21 +5,20 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use applevisor::prelude::HypervisorError;
 use squib_snapshot::{
-    DeviceState, DeviceStates, GicSnapshotSource, GicState, MicrovmState, PsciVcpuState, SaveRequest, SnapshotKind,
-    VcpuState, VmInfo, capture_vcpu_state,
+    ClockMode as RecordedClock, ClockRecord, Contents, DeviceState, DeviceStates, GicSnapshotSource, GicState,
+    MachineRecord, MicrovmState, MmdsSnapshotSource, MmdsState, PairRequest, PsciVcpuState, VcpuRecord, VcpuState,
+    VmInfo, capture_vcpu_state, save_pair,
 };
 
-use crate::clock;
-use crate::config::{SaveTarget, SnapshotReport};
-use crate::devices::blob;
-use crate::error::{Error, Result};
-use crate::extra::{self, MachineExtra, VcpuExtra};
+use crate::config::{ClockMode, SaveTarget, SnapshotReport};
+use crate::error::{Error, HvContext, Result};
+use crate::host;
 use crate::hv::gic_state::LiveGic;
 use crate::machine::Machine;
-use crate::memory::GRANULE;
 use crate::vcpu::psci::Power;
 use crate::vcpu::registers::{self, LiveVcpu};
 use crate::vcpu::run::VcpuThread;
@@ -28,74 +27,67 @@ use crate::vcpu::run::VcpuThread;
 pub fn save(machine: &mut Machine, target: &SaveTarget) -> Result<SnapshotReport> {
     let started = Instant::now();
     let stopped_at = machine.stopped_at.unwrap_or(started);
-    let state = capture(machine)?;
+    let (state, record) = capture(machine)?;
     let capture = started.elapsed();
     let ram = machine.parts.mapped.ram();
-    let ram_bytes = ram.size();
-    squib_snapshot::save(SaveRequest {
+    let report = save_pair(&PairRequest {
         state_path: &target.state,
         memory_path: &target.memory,
-        kind: SnapshotKind::Full,
-        state,
+        state: &state,
+        machine: &record,
         memory: &**ram,
-        ram_size: ram_bytes,
-        memory_page_size: GRANULE,
-        dirty: None,
+        ram_start: ram.base(),
+        ram_size: ram.size(),
+        contents: Contents::Full,
+        block_size: 0,
     })?;
     // Only now: a snapshot that failed must not lose what has been written since the last one.
     if let Some(dirty) = ram.dirty() {
         dirty.drain_into(|_| ());
     }
     let pause = stopped_at.elapsed();
-    let examine = |path: &Path| {
-        let failed = |source| Error::File { action: "examine", path: path.into(), source };
-        std::fs::metadata(path).map_err(failed)
-    };
     let memory = examine(&target.memory)?;
     Ok(SnapshotReport {
         pause,
         capture,
-        ram_bytes,
+        ram_bytes: ram.size(),
         memory_file_bytes: memory.len(),
         memory_disk_bytes: memory.blocks() * 512,
-        state_file_bytes: examine(&target.state)?.len(),
+        state_file_bytes: report.state_bytes,
     })
 }
 
-fn capture(machine: &Machine) -> Result<MicrovmState> {
+fn examine(path: &Path) -> Result<std::fs::Metadata> {
+    std::fs::metadata(path).map_err(|source| Error::File { action: "examine", path: path.into(), source })
+}
+
+/// The metadata service of a machine that has none.
+struct NoMmds;
+
+impl MmdsSnapshotSource for NoMmds {
+    fn capture(&self) -> squib_snapshot::Result<Option<MmdsState>> {
+        Ok(None)
+    }
+}
+
+fn capture(machine: &Machine) -> Result<(MicrovmState, MachineRecord)> {
     let shared = &machine.parts.shared;
     let gic = LiveGic(&shared.vm).capture()?;
-    let mut vcpu_states = Vec::new();
-    let mut extra = MachineExtra {
-        counter: shared.control.guest_counter(),
-        counter_frequency: clock::counter_frequency(),
-        vcpus: Vec::new(),
-    };
+    let (mut vcpu_states, mut vcpus) = (Vec::new(), Vec::new());
     for index in 0..machine.parts.threads.count() {
-        let (state, vcpu) = shared.control.call(&shared.vm, index, None, capture_vcpu)??;
+        let (state, record) = shared.control.call(&shared.vm, index, None, capture_vcpu)??;
         vcpu_states.push(state);
-        extra.vcpus.push(vcpu);
+        vcpus.push(record);
     }
-    let mut devices: Vec<DeviceState> = shared
-        .bus
-        .get()
-        .into_iter()
-        .flat_map(|bus| bus.iter())
-        .map(|attached| DeviceState {
-            kind: attached.device.kind().into(),
-            id: attached.id.clone(),
-            mmio_slot: attached.slot,
-            blob: attached.device.save(),
-        })
-        .collect();
-    devices.push(DeviceState {
-        kind: extra::KIND.into(),
-        id: extra::KIND.into(),
-        mmio_slot: u32::MAX,
-        blob: blob::encode(extra::VERSION, &extra),
+    let attached = shared.bus.get().into_iter().flat_map(|bus| bus.iter());
+    let devices = attached.map(|attached| DeviceState {
+        kind: attached.device.kind().into(),
+        id: attached.id.clone(),
+        mmio_slot: attached.slot,
+        blob: attached.device.save(),
     });
     let description = &machine.description;
-    Ok(MicrovmState {
+    let state = MicrovmState {
         vm_info: VmInfo {
             mem_size_mib: description.memory_mib,
             smt: false,
@@ -108,25 +100,48 @@ fn capture(machine: &Machine) -> Result<MicrovmState> {
         vcpu_states,
         device_states: DeviceStates::from_devices(devices),
         gic_state: GicState::from_bytes(gic),
-        mmds_state: None,
-    })
+        mmds_state: NoMmds.capture()?,
+    };
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let record = MachineRecord {
+        vcpus,
+        host: host::record(),
+        clock: ClockRecord {
+            wall_clock_ns: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX),
+            guest_counter: shared.control.guest_counter(),
+            mode: match machine.clock {
+                ClockMode::Host => RecordedClock::Host,
+                ClockMode::Deterministic => RecordedClock::Deterministic,
+            },
+            instructions: machine.total_instructions(),
+        },
+        blobs: Default::default(),
+    };
+    Ok((state, record))
 }
 
-fn capture_vcpu(thread: &mut VcpuThread) -> Result<(VcpuState, VcpuExtra)> {
+fn capture_vcpu(thread: &mut VcpuThread) -> Result<(VcpuState, VcpuRecord)> {
     let power = match thread.shared.control.power(thread.index()) {
         Power::On => PsciVcpuState::On,
         Power::Off => PsciVcpuState::Off,
         Power::OnPending { .. } => PsciVcpuState::OnPending,
     };
     let state = capture_vcpu_state(&LiveVcpu { vcpu: &thread.vcpu, power })?;
-    let failed = |what: &str| {
-        let what = what.to_string();
-        move |source| Error::Hypervisor { action: what, source }
-    };
-    let extra = VcpuExtra {
-        icc: registers::capture_icc(&thread.vcpu).map_err(failed("read the GIC CPU interface"))?,
-        timer_masked: thread.vcpu.get_vtimer_mask().map_err(failed("read the virtual timer's mask"))?,
-        pending: registers::pending(&thread.vcpu),
-    };
-    Ok((state, extra))
+    let record = capture_record(thread).hv("read a vCPU's state outside its registers")?;
+    Ok((state, record))
+}
+
+fn capture_record(thread: &VcpuThread) -> Result<VcpuRecord, HypervisorError> {
+    let vcpu = &thread.vcpu;
+    let (pending_irq, pending_fiq) = registers::pending(vcpu);
+    Ok(VcpuRecord {
+        icc_regs: registers::capture_icc(vcpu)?,
+        vtimer_offset: vcpu.get_vtimer_offset()?,
+        vtimer_masked: vcpu.get_vtimer_mask()?,
+        pending_irq,
+        pending_fiq,
+        trap_debug_exceptions: vcpu.get_trap_debug_exceptions()?,
+        trap_debug_reg_accesses: vcpu.get_trap_debug_reg_accesses()?,
+        blobs: Default::default(),
+    })
 }

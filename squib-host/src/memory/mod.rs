@@ -13,7 +13,6 @@ mod object;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use squib_snapshot::DirtyBitmap;
@@ -39,7 +38,7 @@ pub type GuestMemory = GuestRegionCollection<RamRegion>;
 pub struct GuestRam {
     base: u64,
     guest: Mapping,
-    fill: Option<Mapping>,
+    fill: Option<(MemoryObject, Mapping)>,
     dirty: Option<Arc<DirtyBitmap>>,
 }
 
@@ -49,8 +48,13 @@ impl GuestRam {
         let allocate = |source| Error::System { action: format!("allocate {} MiB of guest RAM", size >> 20), source };
         let object = MemoryObject::new(to_usize(size)?).map_err(allocate)?;
         let guest = object.map().map_err(allocate)?;
-        let fill = Some(object.map().map_err(allocate)?);
-        Ok(Arc::new(GuestRam { base, guest, fill, dirty: dirty_bitmap(base, size, track_dirty_pages)? }))
+        let fill = object.map().map_err(allocate)?;
+        Ok(Arc::new(GuestRam {
+            base,
+            guest,
+            fill: Some((object, fill)),
+            dirty: dirty_bitmap(base, size, track_dirty_pages)?,
+        }))
     }
 
     /// RAM that is a private view of the first `size` bytes of a memory file.
@@ -87,7 +91,7 @@ impl GuestRam {
     }
 
     fn fill_view(&self) -> VolatileSlice<'_> {
-        let view = self.fill.as_ref().unwrap_or(&self.guest);
+        let view = self.fill.as_ref().map_or(&self.guest, |(_, view)| view);
         // SAFETY: the mapping is `len` bytes of readable and writable memory and lives as long as `self`; everyone else reaches
         // it by volatile access or as the guest does.
         unsafe { VolatileSlice::new(view.addr(), view.len()) }
@@ -95,39 +99,19 @@ impl GuestRam {
 
     /// Copies bytes at `offset` out of RAM, through the fill view.
     pub fn read_fill(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Some((object, _)) = &self.fill {
+            // The same bytes, but untouched pages are not brought into being just to be found zero.
+            return object.read_at(offset, buf);
+        }
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
         self.fill_view().read_slice(buf, offset).map_err(io::Error::other)
     }
 
-    /// Reads `len` bytes of `file` from `offset` into RAM at the same offset, through the fill view. No dirty page is marked.
-    pub fn fill_from_file(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        let end = offset.checked_add(len).filter(|&end| end <= self.size());
-        let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "range is outside guest RAM"))?;
-        let view = self.fill.as_ref().unwrap_or(&self.guest);
-        let mut at = offset;
-        while at < end {
-            // SAFETY: `at..end` is inside the mapping (checked above), which outlives the call; the kernel writes to it as a
-            // device would, no reference to it exists.
-            let n = unsafe {
-                libc::pread(
-                    file.as_raw_fd(),
-                    view.addr().add(at as usize).cast(),
-                    (end - at) as usize,
-                    at as libc::off_t,
-                )
-            };
-            match n {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n if n < 0 => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-                n => at += n as u64,
-            }
-        }
-        Ok(())
+    /// Copies bytes into RAM at `offset`, through the fill view. No dirty page is marked.
+    pub fn write_fill(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        self.fill_view().write_slice(bytes, offset).map_err(io::Error::other)
     }
 }
 
@@ -238,9 +222,8 @@ mod tests {
         let mapped = GuestRam::map_file(BASE, 64 << 10, &file, false).unwrap();
         mapped.guest_memory().unwrap().write_obj(0u8, GuestAddress(BASE)).unwrap();
         let copied = GuestRam::new(BASE, 64 << 10, false).unwrap();
-        copied.fill_from_file(&file, 0, 32 << 10).unwrap();
-        copied.fill_from_file(&file, 32 << 10, 32 << 10).unwrap();
-        assert!(copied.fill_from_file(&file, 32 << 10, 33 << 10).is_err());
+        copied.write_fill(0, &vec![0xab; 64 << 10]).unwrap();
+        assert!(copied.write_fill(32 << 10, &vec![0; 33 << 10]).is_err());
         let (mut a, mut b) = (vec![0; 64 << 10], vec![0; 64 << 10]);
         mapped.read_fill(0, &mut a).unwrap();
         copied.read_fill(0, &mut b).unwrap();

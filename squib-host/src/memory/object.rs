@@ -14,17 +14,23 @@ pub const MAPPING_ALIGN: usize = 2 << 20;
 /// An anonymous shared memory object.
 #[derive(Debug)]
 pub struct MemoryObject {
-    fd: OwnedFd,
+    fd: File,
     len: usize,
 }
 
 impl MemoryObject {
     /// An object of `len` zero bytes; pages are allocated when first touched.
     pub fn new(len: usize) -> io::Result<MemoryObject> {
-        let fd = create()?;
-        let file = File::from(fd);
-        file.set_len(len as u64)?;
-        Ok(MemoryObject { fd: file.into(), len })
+        let fd = File::from(create()?);
+        fd.set_len(len as u64)?;
+        Ok(MemoryObject { fd, len })
+    }
+
+    /// Reads by system call. Pages that were never touched read as zero and stay unallocated.
+    #[cfg(target_os = "linux")]
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        self.fd.read_exact_at(buf, offset)
     }
 
     /// A readable and writable view of the whole object.

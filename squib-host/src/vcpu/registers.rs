@@ -4,6 +4,8 @@
 //! guest was told them and has acted on them: the ID registers, MIDR, MPIDR and the counter's frequency. The virtual timer is
 //! written last, by [`restore_timer`], once every vCPU has the offset that makes its compare value mean what it meant.
 
+use std::collections::BTreeMap;
+
 use applevisor::prelude::{GicIccReg, HypervisorError, InterruptType, Reg, SysReg as HvSysReg, Vcpu};
 use squib_snapshot::{FpSimdRegs, GpRegs, PsciVcpuState, SnapshotError, SysReg, VcpuRestoreTarget, VcpuSnapshotSource};
 
@@ -195,14 +197,14 @@ impl VcpuRestoreTarget for LiveVcpu<'_> {
 }
 
 /// Reads the GIC CPU interface.
-pub fn capture_icc(vcpu: &Vcpu) -> Result<Vec<(u16, u64)>, HypervisorError> {
+pub fn capture_icc(vcpu: &Vcpu) -> Result<BTreeMap<u16, u64>, HypervisorError> {
     ICC.iter().map(|&reg| Ok((reg as u16, vcpu.get_icc_reg(reg)?))).collect()
 }
 
 /// Writes the GIC CPU interface, in the order of [`ICC`]. Registers the state lacks are left alone.
-pub fn restore_icc(vcpu: &Vcpu, saved: &[(u16, u64)]) -> Result<(), (u16, HypervisorError)> {
+pub fn restore_icc(vcpu: &Vcpu, saved: &BTreeMap<u16, u64>) -> Result<(), (u16, HypervisorError)> {
     for reg in ICC {
-        let Some(&(_, value)) = saved.iter().find(|(encoding, _)| *encoding == reg as u16) else { continue };
+        let Some(&value) = saved.get(&(reg as u16)) else { continue };
         match vcpu.set_icc_reg(reg, value) {
             Err(error) if vcpu.get_icc_reg(reg) != Ok(value) => return Err((reg as u16, error)),
             _ => {}

@@ -3,6 +3,7 @@
 //! Every exit is answered completely (register written, PC moved) before anything else is looked at. So at [`Control::park`], the
 //! only place where a vCPU stands still, no MMIO is half done and no PC movement is owed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -67,7 +68,7 @@ pub struct VcpuThread {
     pub shared: Arc<Shared>,
     /// Everything as it was right after creation: what CPU_ON goes back to.
     reset: VcpuState,
-    reset_icc: Vec<(u16, u64)>,
+    reset_icc: BTreeMap<u16, u64>,
     offset: Option<u64>,
 }
 
