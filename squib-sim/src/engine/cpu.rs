@@ -99,6 +99,8 @@ pub struct Cpu {
     pub il: bool,
     /// PSTATE.SS.
     pub ss: bool,
+    /// Where pointer authentication codes go.
+    pub(crate) code_bits: super::a64::pauth::CodeBits,
     /// The local exclusive monitor.
     pub exclusive: Exclusive,
     /// System registers. After writing one directly call [`Cpu::refresh`].
@@ -190,6 +192,7 @@ impl Cpu {
             ssbs: false,
             il: false,
             ss: false,
+            code_bits: Default::default(),
             exclusive: Exclusive::default(),
             sys,
             sp_bank: [0; 2],

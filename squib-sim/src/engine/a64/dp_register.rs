@@ -1,6 +1,8 @@
 //! Data processing, register (C4.1.95): logic, arithmetic, flag manipulation, conditional compare and select, and the
 //! one-, two- and three-source instructions.
 
+use std::hint::select_unpredictable;
+
 use super::dp_immediate::mov_reg;
 use super::handler::{bit, bits, extend_reg, handlers, pick, shift_reg, sized};
 use super::{crc, pauth};
@@ -245,7 +247,8 @@ handlers! {
             2 => !b,
             _ => b.wrapping_neg(),
         };
-        let result = if cpu.condition_holds(COND) { a } else { b };
+        // Compilers emit these where a branch would be mispredicted: so would one here.
+        let result = select_unpredictable(cpu.condition_holds(COND), a, b);
         cpu.set_reg(o.rd, sized::<SF>(result));
     }
 

@@ -18,25 +18,44 @@ mod key {
     pub const DB: u32 = 3;
 }
 
-/// What TCR_EL1 says about the half of the address space a pointer belongs to.
-struct Layout {
-    /// Lowest bit of the code.
-    bottom: u32,
-    /// The top byte is a tag, not part of the code.
-    tbi: bool,
+/// The bit that selects the half of the address space.
+const HALF: u64 = 1 << 55;
+
+/// Where codes go in a pointer, worked out from TCR_EL1 once for each of its values.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CodeBits {
+    /// The value of TCR_EL1 the masks are of.
+    tcr: Option<u64>,
+    /// The bits of the code: from the bottom to 54, and the top byte when that is not a tag; for instructions and data, in
+    /// the lower and the upper half.
+    masks: [[u64; 2]; 2],
 }
 
-impl Layout {
-    /// The bits of the code: from the bottom to 54, and the top byte when it is not a tag. Bit 55 selects the half.
-    fn mask(&self) -> u64 {
-        let low = (1 << 55) - (1 << self.bottom);
-        if self.tbi { low } else { low | 0xff << 56 }
+impl CodeBits {
+    #[cold]
+    fn of(tcr: u64) -> CodeBits {
+        let mask = |data: bool, upper: bool| {
+            let (tsz, tbi, tbid) = if upper { (tcr >> 16, 38, 52) } else { (tcr, 37, 51) };
+            // `CalculateBottomPACBit`; out of range values are taken as the nearest in range.
+            let bottom = 64 - (tsz & 0x3f).clamp(16, 39);
+            let low = HALF - (1 << bottom);
+            // `EffectiveTBI`.
+            let tagged = tcr >> tbi & 1 != 0 && (data || tcr >> tbid & 1 == 0);
+            if tagged { low } else { low | 0xff << 56 }
+        };
+        let both = |data| [mask(data, false), mask(data, true)];
+        CodeBits { tcr: Some(tcr), masks: [both(false), both(true)] }
     }
+}
 
-    /// `ptr` with its half's own extension bits in the place of the code.
-    fn strip(&self, ptr: u64) -> u64 {
-        if ptr >> 55 & 1 != 0 { ptr | self.mask() } else { ptr & !self.mask() }
-    }
+/// `ptr` with its half's own extension bits in the place of the code.
+fn strip(ptr: u64, mask: u64) -> u64 {
+    if ptr & HALF != 0 { ptr | mask } else { ptr & !mask }
+}
+
+/// The top byte is not part of the code.
+fn is_tagged(mask: u64) -> bool {
+    mask >> 63 == 0
 }
 
 /// `ComputePAC`. Every bit of the inputs reaches every bit of the result: a product folded in half spreads both up and down.
@@ -51,15 +70,19 @@ fn compute_pac(ptr: u64, modifier: u64, key: [u64; 2]) -> u64 {
 }
 
 impl Cpu {
-    /// `CalculateBottomPACBit` and `EffectiveTBI` for the half of the address space `upper` selects.
-    fn pac_layout(&self, upper: bool, data: bool) -> Layout {
-        let tcr = self.sys.tcr;
-        // (TxSZ, TBI, TBID) of the half.
-        let (tsz, tbi, tbid) = if upper { (tcr >> 16, 38, 52) } else { (tcr, 37, 51) };
-        // Out of range values are taken as the nearest in range.
-        let tsz = (tsz & 0x3f).clamp(16, 39);
-        let tbi = tcr >> tbi & 1 != 0 && (data || tcr >> tbid & 1 == 0);
-        Layout { bottom: 64 - tsz as u32, tbi }
+    /// The masks of both halves.
+    #[inline]
+    fn code_masks(&mut self, data: bool) -> [u64; 2] {
+        if self.code_bits.tcr != Some(self.sys.tcr) {
+            self.code_bits = CodeBits::of(self.sys.tcr);
+        }
+        self.code_bits.masks[usize::from(data)]
+    }
+
+    /// The mask of the half `ptr` is in.
+    #[inline]
+    fn code_mask(&mut self, ptr: u64, data: bool) -> u64 {
+        self.code_masks(data)[usize::from(ptr & HALF != 0)]
     }
 
     /// The key, or `None` when SCTLR_EL1 does not enable the instructions of this key.
@@ -80,7 +103,7 @@ impl Cpu {
 
     /// `AddPACIA` and its like.
     #[inline]
-    fn add_pac<const KEY: u32>(&self, ptr: u64, modifier: u64) -> u64 {
+    fn add_pac<const KEY: u32>(&mut self, ptr: u64, modifier: u64) -> u64 {
         match self.pac_key::<KEY>() {
             Some(key) => self.add_pac_with(ptr, modifier, key, KEY >= 2),
             None => ptr,
@@ -88,30 +111,25 @@ impl Cpu {
     }
 
     /// `AddPAC`.
-    fn add_pac_with(&self, ptr: u64, modifier: u64, key: [u64; 2], data: bool) -> u64 {
-        // With tags in use in either half bit 55 selects it, otherwise bit 63.
-        let (lower, upper) = (self.pac_layout(false, data), self.pac_layout(true, data));
-        let select = if lower.tbi || upper.tbi { 55 } else { 63 };
-        let selected = ptr >> select & 1 != 0;
-        let bottom = if selected { upper.bottom } else { lower.bottom };
-        // TBI is always taken from bit 55's half.
-        let tbi = if ptr >> 55 & 1 != 0 { upper.tbi } else { lower.tbi };
-        let layout = Layout { bottom, tbi };
-        let half = 1 << 55;
-        let mask = layout.mask();
-        let extended = if selected { ptr | mask | half } else { ptr & !mask & !half };
+    fn add_pac_with(&mut self, ptr: u64, modifier: u64, key: [u64; 2], data: bool) -> u64 {
+        let masks = self.code_masks(data);
+        // With tags in use in either half bit 55 selects it, otherwise bit 63. Whether there is a tag is always bit 55's say.
+        let select = if is_tagged(masks[0] & masks[1]) { 55 } else { 63 };
+        let upper = ptr >> select & 1 != 0;
+        let mask = masks[usize::from(upper)] & (HALF - 1) | masks[usize::from(ptr & HALF != 0)] & !HALF & !(HALF - 1);
+        let extended = if upper { ptr | mask | HALF } else { ptr & !mask & !HALF };
         let mut pac = compute_pac(extended, modifier, key);
         // A pointer that is not canonical gets a code that will not authenticate.
-        let extension = ptr & (mask | half);
-        if extension != 0 && extension != mask | half {
-            pac ^= 1 << if tbi { 54 } else { 62 };
+        let extension = ptr & (mask | HALF);
+        if extension != 0 && extension != mask | HALF {
+            pac ^= 1 << if is_tagged(mask) { 54 } else { 62 };
         }
         extended & !mask | pac & mask
     }
 
     /// `AuthIA` and its like.
     #[inline]
-    pub(in crate::engine) fn authenticate<const KEY: u32>(&self, ptr: u64, modifier: u64) -> u64 {
+    pub(in crate::engine) fn authenticate<const KEY: u32>(&mut self, ptr: u64, modifier: u64) -> u64 {
         match self.pac_key::<KEY>() {
             Some(key) => self.auth_with(ptr, modifier, key, KEY >= 2, KEY & 1 != 0),
             None => ptr,
@@ -119,21 +137,16 @@ impl Cpu {
     }
 
     /// `Auth`.
-    fn auth_with(&self, ptr: u64, modifier: u64, key: [u64; 2], data: bool, key_b: bool) -> u64 {
-        let layout = self.pac_layout(ptr >> 55 & 1 != 0, data);
-        let original = layout.strip(ptr);
+    fn auth_with(&mut self, ptr: u64, modifier: u64, key: [u64; 2], data: bool, key_b: bool) -> u64 {
+        let mask = self.code_mask(ptr, data);
+        let original = strip(ptr, mask);
         let pac = compute_pac(original, modifier, key);
-        if (pac ^ ptr) & layout.mask() == 0 {
+        if (pac ^ ptr) & mask == 0 {
             return original;
         }
         let error_code = if key_b { 2 } else { 1 };
-        let place = if layout.tbi { 53 } else { 61 };
+        let place = if is_tagged(mask) { 53 } else { 61 };
         original & !(3 << place) | error_code << place
-    }
-
-    /// `Strip`.
-    fn strip_pac(&self, ptr: u64, data: bool) -> u64 {
-        self.pac_layout(ptr >> 55 & 1 != 0, data).strip(ptr)
     }
 }
 
@@ -209,16 +222,6 @@ pub(super) fn decode_load(insn: u32) -> Option<Decoded> {
     Some(Decoded::plain(Op { imm, rd: slot::dst(insn), rn: slot::sp(insn >> 5), ..Op::new(run, insn) }))
 }
 
-/// The target of ERETAA (B key: ERETAB): ELR_EL1 authenticated with modifier SP.
-pub fn authenticate_return(cpu: &Cpu, target: u64, key_b: bool) -> u64 {
-    let modifier = cpu.x[usize::from(slot::SP)];
-    if key_b {
-        cpu.authenticate::<{ key::IB }>(target, modifier)
-    } else {
-        cpu.authenticate::<{ key::IA }>(target, modifier)
-    }
-}
-
 handlers! {
     fn pac_or_auth<const AUTH: bool, const KEY: u32>(cpu, o) {
         let (ptr, modifier) = (cpu.reg(o.rd), cpu.reg(o.rn));
@@ -226,7 +229,11 @@ handlers! {
         cpu.set_reg(o.rd, result);
     }
     fn nop(cpu, _o) {}
-    fn xpac<const DATA: bool>(cpu, o) { cpu.set_reg(o.rd, cpu.strip_pac(cpu.reg(o.rd), DATA)); }
+    fn xpac<const DATA: bool>(cpu, o) {
+        let ptr = cpu.reg(o.rd);
+        let mask = cpu.code_mask(ptr, DATA);
+        cpu.set_reg(o.rd, strip(ptr, mask));
+    }
     fn pacga(cpu, o) {
         let pac = compute_pac(cpu.reg(o.rn), cpu.reg(o.rm), cpu.sys.apga);
         cpu.set_reg(o.rd, pac & !0xffff_ffff);
