@@ -111,7 +111,9 @@ impl GuestRam {
     /// Copies bytes into RAM at `offset`, through the fill view. No dirty page is marked.
     pub fn write_fill(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
-        self.fill_view().write_slice(bytes, offset).map_err(io::Error::other)
+        // All or nothing: a slice would be written as far as it fits.
+        let part = self.fill_view().subslice(offset, bytes.len()).map_err(io::Error::other)?;
+        part.write_slice(bytes, 0).map_err(io::Error::other)
     }
 }
 
@@ -228,6 +230,6 @@ mod tests {
         mapped.read_fill(0, &mut a).unwrap();
         copied.read_fill(0, &mut b).unwrap();
         assert_eq!((a[0], b[0]), (0, 0xab));
-        assert_eq!(a[1..], b[1..]);
+        assert!(a[1..] == b[1..]);
     }
 }
