@@ -278,6 +278,7 @@ static CONFIGURED: Mutex<Option<Config>> = Mutex::new(None);
 /// Sets the configuration of the next virtual machine of this process, over whatever `SQUIB_SIM` says. A running virtual
 /// machine keeps its own.
 pub fn configure(config: Config) {
+    crate::hv::link();
     *CONFIGURED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(config);
 }
 

@@ -7,8 +7,10 @@ use std::sync::atomic::Ordering;
 use super::object::{self, Object};
 use super::vcpu::{slot, with_vcpu};
 use super::vm::{Vm, vm};
-use super::{Return, code, put, ret};
+use super::{Return, anchor, code, put, ret};
 use crate::gic::{self, Gic, Layout, Msi};
+
+anchor!();
 
 /// Calls `f` on the virtual machine's GIC; `HV_NO_DEVICE` if there is none.
 fn with_gic<R>(f: impl FnOnce(&Vm, &Gic) -> Result<R, Return>) -> Result<R, Return> {

@@ -3,8 +3,10 @@
 use std::ffi::c_void;
 
 use super::object::{self, GicConfig, Object};
-use super::{Return, code, put, ret};
+use super::{Return, anchor, code, put, ret};
 use crate::gic;
+
+anchor!();
 
 /// Whether a region can begin at `base`.
 fn check(base: u64, size: u64) -> Result<(), Return> {

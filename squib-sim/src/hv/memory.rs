@@ -3,10 +3,12 @@
 use std::ffi::c_void;
 
 use super::vm::{Vm, vm, with_allocations};
-use super::{Return, code, put, ret};
+use super::{Return, anchor, code, put, ret};
 use crate::config::{OverlappingMap, ProtNoneMap};
 use crate::host_memory::{self, HostMemoryError, HostProtection, Protections};
 use crate::stage2::{Perms, Stage2Error};
+
+anchor!();
 
 impl From<Stage2Error> for Failure {
     fn from(error: Stage2Error) -> Failure {

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex};
 
-use super::{Return, ret};
+use super::{Return, anchor, ret};
+
+anchor!();
 
 /// `hv_vm_config_t`.
 #[derive(Clone, Copy, Debug, Default)]

@@ -2,7 +2,9 @@
 
 use super::access::{HostAccess, is_legal};
 use super::vcpu::{Inner, MPIDR_EL1, Slot, with_vcpu};
-use super::{Return, code, put, ret};
+use super::{Return, anchor, code, put, ret};
+
+anchor!();
 
 /// `hv_reg_t` beyond X0..X30.
 mod reg {

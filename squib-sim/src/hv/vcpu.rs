@@ -10,10 +10,12 @@ use std::thread::ThreadId;
 
 use super::access::HostAccess as _;
 use super::vm::{Vm, vm};
-use super::{Return, code, put, ret};
+use super::{Return, anchor, code, put, ret};
 use crate::config::WrongThread;
 use crate::engine::run::{Exit, Vcpu};
 use crate::engine::shared::VcpuShared;
+
+anchor!();
 
 /// `hv_vcpu_exit_t`.
 #[repr(C)]

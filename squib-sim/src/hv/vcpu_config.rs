@@ -4,7 +4,9 @@ use std::ffi::c_void;
 
 use super::access::feature_register;
 use super::object::{self, Object};
-use super::{Return, code, put, ret};
+use super::{Return, anchor, code, put, ret};
+
+anchor!();
 
 /// System register encodings of `hv_feature_reg_t`, in its order.
 const FEATURE_REGISTERS: [u16; 12] = [

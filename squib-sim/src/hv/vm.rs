@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use super::object::{self, Object, VmConfig};
 use super::vcpu::Slot;
-use super::{Return, code, put, ret};
+use super::{Return, anchor, code, put, ret};
 use crate::config;
 use crate::host_memory::Window;
 use crate::machine::{MAX_VCPUS, Machine};
+
+anchor!();
 
 /// IPA bits of a virtual machine that does not ask for any.
 const DEFAULT_IPA_BITS: u32 = 36;
