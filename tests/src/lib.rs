@@ -137,11 +137,16 @@ impl Squib {
 
     /// `squib run` of a guest of the cache, with shell commands for its `/init`.
     pub fn run(guest: &str, commands: &str) -> Squib {
+        Squib::run_with(guest, QUICK_BOOT, commands)
+    }
+
+    /// The same with parameters of one's own for the kernel.
+    pub fn run_with(guest: &str, parameters: &str, commands: &str) -> Squib {
         let how = if guest == "minimal" { "make minimal-kernel" } else { "guest-images/fetch.sh" };
         Squib::new("run")
             .option("--kernel", image(&format!("{guest}/Image"), how))
             .option("--initrd", image(&format!("{guest}/initramfs.cpio"), how))
-            .option("--cmdline", format!("{QUICK_BOOT} run=\"{commands}\""))
+            .option("--cmdline", format!("{parameters} run=\"{commands}\""))
             .option("--memory", "256")
     }
 

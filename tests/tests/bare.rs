@@ -38,26 +38,39 @@ fn two_runs_are_the_same_run() {
     assert_eq!(instructions(&first), instructions(&second));
 }
 
+#[test]
+fn cuts_change_nothing() {
+    cut_at_twenty_points(replay);
+}
+
+/// The same for a whole boot of Debian's kernel, up to the commands of its `/init`.
+#[cfg(feature = "long")]
+#[test]
+fn cuts_change_nothing_of_a_linux_boot() {
+    cut_at_twenty_points(|| {
+        Squib::run("bookworm-cloud", "uname -a; seq 100 | sha256sum").arg("--json").option("--clock", "deterministic")
+    });
+}
+
 /// A run that is cut by save and restore into a new process, at any of twenty points, is the run that was never cut: same
 /// output, and at one late moment the same registers, interrupt controller, devices and RAM.
-#[test]
-fn a_cut_changes_nothing() {
+fn cut_at_twenty_points(start: impl Fn() -> Squib) {
     const CUTS: u64 = 20;
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let whole = replay().outcome().expect(0);
+    let whole = start().outcome().expect(0);
     let total = instructions(&whole);
     let late = total - total / 50;
 
     let reference = Snapshot::new(&directory, "reference");
     let files = |squib: Squib, to: &Snapshot| squib.option("--state", &to.state).option("--memory-file", &to.memory);
-    files(replay(), &reference).option("--snapshot-after-instructions", late.to_string()).outcome().expect(0);
+    files(start(), &reference).option("--snapshot-after-instructions", late.to_string()).outcome().expect(0);
     let (state, memory) = seen_by_the_guest(&reference);
 
     for cut in 1..=CUTS {
         let at = total * cut / (CUTS + 2);
         let (middle, end) = (Snapshot::new(&directory, "middle"), Snapshot::new(&directory, "end"));
         let before =
-            files(replay(), &middle).option("--snapshot-after-instructions", at.to_string()).outcome().expect(0);
+            files(start(), &middle).option("--snapshot-after-instructions", at.to_string()).outcome().expect(0);
         assert_eq!(instructions(&before), at, "the cut is exact");
         let after = Squib::restore(&middle)
             .arg("--json")

@@ -59,6 +59,21 @@ fn four_busy_vcpus_finish_their_work() {
     }
 }
 
+/// Frozen while the kernel itself is only coming up: its secondary is on, devices are not yet.
+#[test]
+fn a_boot_goes_on() {
+    let directory = directory();
+    let snapshot = Snapshot::new(&directory, "boot");
+    let run =
+        Squib::run_with("bookworm-cloud", "console=ttyAMA0 nokaslr cryptomgr.notests=1", "echo $(nproc) processors");
+    run.option("--cpus", "2").snapshot_on("devtmpfs: initialized", &snapshot).outcome().expect(0);
+    Squib::restore(&snapshot)
+        .outcome()
+        .expect(0)
+        .expect_console("2 processors")
+        .expect_console("commands ended with 0");
+}
+
 #[test]
 fn continuing_after_the_snapshot_changes_neither_side() {
     let directory = directory();
