@@ -38,6 +38,8 @@ const SCTLR: u64 = 0x30d0_0800 | 1 | 1 << 2 | 1 << 12 | 1 << 14 | 1 << 15 | 1 <<
 const SCTLR_PAUTH: u64 = 1 << 31 | 1 << 30 | 1 << 27 | 1 << 13;
 // TCR_EL1: 48 bits, 4 KiB granule, inner shareable write-back walks, no TTBR1, 40-bit addresses, top byte ignored.
 const TCR: u64 = 16 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32 | 1 << 37;
+/// CNTKCTL_EL1: the virtual counter for EL0, not the physical one.
+const EL0VCTEN: u64 = 1 << 1;
 const PSTATE_EL0T: u64 = 0x3c0;
 const PSTATE_EL1H: u64 = 0x3c5;
 
@@ -152,6 +154,7 @@ impl Engine {
             (SysReg::TCR_EL1, TCR),
             (SysReg::TTBR0_EL1, TABLES),
             (SysReg::VBAR_EL1, VECTORS),
+            (SysReg::CNTKCTL_EL1, EL0VCTEN),
         ] {
             vcpu.set_sys_reg(register, value).map_err(refused("a system register"))?;
         }

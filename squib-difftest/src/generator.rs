@@ -1,7 +1,7 @@
 //! Draws test cases. A case is a pure function of seed, class and index.
 
 use crate::case::{CODE_BASE, Case, SCRATCH_BASE, SCRATCH_LEN, SLOT, State, WINDOW_BASE, WINDOW_LEN};
-use crate::encodings::{Class, Form, Row, bit, comparable, excluded, field, find, rows};
+use crate::encodings::{Class, Form, Row, beyond, bit, comparable, excluded, field, find, rows};
 use crate::rng::Rng;
 use crate::values;
 
@@ -10,13 +10,19 @@ const MAX_CODE: usize = SLOT / 4 - 1;
 const CLREX: u32 = 0xd503_3f5f;
 const DC_ZVA: u32 = 0xd50b_7420;
 const MSR_FPCR_XZR: u32 = 0xd51b_441f;
+const ADR: u32 = 0x1000_0000;
+/// MOVK Xd, #imm, LSL #48.
+const MOVK_TOP: u32 = 0xf2e0_0000;
+/// Where a sequence counts the rounds of its loop, and the words it takes to go round.
+const LOOP_COUNTER: u64 = SCRATCH_BASE + 0x100;
+const LOOP_LEN: usize = 6;
 
 /// What a run draws from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Draw {
     /// Data processing on general-purpose registers.
     Integer,
-    /// Branches forward, over data processing.
+    /// Branches and loops, over data processing.
     Branch,
     /// Loads and stores, all addressing modes, faults included.
     Memory,
@@ -72,7 +78,7 @@ impl Draw {
             Draw::SimdFp => &[SimdFp],
             Draw::Crypto => &[Crypto],
             Draw::Structure => &[Structure],
-            Draw::System => &[System, System, Integer, Fp],
+            Draw::System => &[System, System, Integer, Fp, SimdFp],
             Draw::Mixed | Draw::Undefined => {
                 &[Integer, Branch, Memory, Atomic, Fp, Simd, SimdFp, Crypto, Structure, System]
             }
@@ -121,6 +127,7 @@ fn undefined_word(rng: &mut Rng) -> u32 {
         let mut word = rng.word();
         match rng.below(4) {
             0 => {}
+            1 if rng.one_in(2) => word = 0xd500_0000 | word & 0x3f_ffff,
             1 => word = word & !0x1e00_0000 | row.value & 0x1e00_0000,
             _ => {
                 word = word & !row.mask | row.value;
@@ -136,12 +143,35 @@ fn undefined_word(rng: &mut Rng) -> u32 {
     }
 }
 
+/// An UNDEFINED word, by both the table and the reference.
+fn unallocated(rng: &mut Rng) -> u32 {
+    loop {
+        let word = undefined_word(rng);
+        if find(word).is_none() && !beyond(word) {
+            return word;
+        }
+    }
+}
+
 /// Instructions that belong together. Every unit sets up what it needs, so that a branch may skip any of them.
 struct Unit {
     code: Vec<u32>,
-    /// The last instruction goes to the start of the unit that comes after this many others. (For a branch to a register the
-    /// one before it, ADR, computes the address.)
-    skip: Option<usize>,
+    /// Its branch, and the ADR of a branch to a register, go to the start of another unit.
+    target: Option<Target>,
+}
+
+#[derive(Clone, Copy)]
+enum Target {
+    /// The unit after this many others.
+    Skip(usize),
+    /// The unit with this number, which is not a later one.
+    Back(usize),
+}
+
+impl Unit {
+    fn straight(code: Vec<u32>) -> Unit {
+        Unit { code, target: None }
+    }
 }
 
 struct Sequence {
@@ -157,15 +187,40 @@ impl Sequence {
     fn build(mut self) -> Vec<u32> {
         self.palette = self.rng.pick(&[31, 31, 7, 3]);
         let count = 1 + self.rng.below(16);
+        let looping = matches!(self.kind, Draw::Branch | Draw::Mixed) && self.rng.one_in(2);
+        if looping {
+            let rounds = 1 + self.rng.below(4) as u32;
+            self.push(loop_counter(rounds));
+        }
         for _ in 0..count {
             let unit = self.unit();
-            if self.len + unit.code.len() > MAX_CODE {
+            if self.len + unit.code.len() + LOOP_LEN > MAX_CODE {
                 break;
             }
-            self.len += unit.code.len();
-            self.units.push(unit);
+            self.push(unit);
+        }
+        if looping {
+            let start = 1 + self.rng.below(self.units.len() as u64 - 1) as usize;
+            let unit = self.repeat(start);
+            self.push(unit);
         }
         self.link()
+    }
+
+    fn push(&mut self, unit: Unit) {
+        self.len += unit.code.len();
+        self.units.push(unit);
+    }
+
+    /// Goes back to a unit, as often as the counter of [`loop_counter`] says.
+    fn repeat(&mut self, start: usize) -> Unit {
+        let address = self.rng.below(31) as u32;
+        let count = (address + 1 + self.rng.below(30) as u32) % 31;
+        let mut code = constant(address, LOOP_COUNTER);
+        // LDR, SUB, STR, CBNZ.
+        code.extend([0xf940_0000 | address << 5 | count, 0xd100_0400 | count << 5 | count]);
+        code.extend([0xf900_0000 | address << 5 | count, 0xb500_0000 | count]);
+        Unit { code, target: Some(Target::Back(start)) }
     }
 
     /// Resolves branches and literal loads, and strings the units together.
@@ -181,13 +236,13 @@ impl Sequence {
             .collect();
         let mut code = Vec::with_capacity(self.len);
         for (i, unit) in self.units.iter().enumerate() {
-            for (j, word) in unit.code.iter().enumerate() {
-                let at = code.len();
-                let target = unit.skip.map(|skip| starts.get(i + 1 + skip).copied().unwrap_or(self.len));
-                code.push(match target {
-                    Some(target) if j + 1 == unit.code.len() || unit.code.len() == 2 => aim(*word, target - at),
-                    _ => *word,
-                });
+            let target = unit.target.map(|target| match target {
+                Target::Skip(skip) => starts.get(i + 1 + skip).copied().unwrap_or(self.len),
+                Target::Back(start) => starts[start],
+            });
+            for word in &unit.code {
+                let distance = target.map(|target| target as i64 - code.len() as i64);
+                code.push(distance.map_or(*word, |distance| aim(*word, distance)));
             }
         }
         code
@@ -196,6 +251,9 @@ impl Sequence {
     fn unit(&mut self) -> Unit {
         if self.kind == Draw::Zva && self.rng.one_in(2) {
             return self.zero_block();
+        }
+        if self.kind == Draw::Mixed && self.rng.one_in(100) {
+            return Unit::straight(vec![unallocated(&mut self.rng)]);
         }
         let class = self.rng.pick(self.kind.classes());
         let of_class = |row: &&Row| row.class == class;
@@ -206,8 +264,8 @@ impl Sequence {
             (Form::Branch, _) => self.branch(row),
             (Form::None, Class::System) => self.system(row),
             // QEMU 7.2 sets Z for a denormal that FPCR.FZ flushes (its issue 2375): compare without FZ.
-            (Form::None, _) if row.name == "FJCVTZS" => Unit { code: vec![MSR_FPCR_XZR, self.word(row)], skip: None },
-            (Form::None, _) => Unit { code: vec![self.word(row)], skip: None },
+            (Form::None, _) if row.name == "FJCVTZS" => Unit::straight(vec![MSR_FPCR_XZR, self.word(row)]),
+            (Form::None, _) => Unit::straight(vec![self.word(row)]),
             (Form::Literal, _) => self.literal(row),
             _ if row.name.starts_with("STXR") || row.name.starts_with("STXP") => self.exclusive(row),
             _ => self.access(row),
@@ -233,23 +291,34 @@ impl Sequence {
 
     fn branch(&mut self, row: &Row) -> Unit {
         let word = self.word(row);
-        let skip = Some(self.rng.below(4) as usize);
+        let target = Some(Target::Skip(self.rng.below(4) as usize));
         if field(word, 31, 25) != 0b110_1011 {
-            return Unit { code: vec![word], skip };
+            return Unit { code: vec![word], target };
         }
         let register = match field(word, 9, 5) {
             31 => 30,
             other => other,
         };
-        let adr = 0x1000_0000 | register;
-        Unit { code: vec![adr, word & !0x3e0 | register << 5], skip }
+        let word = word & !0x3e0 | register << 5;
+        // Rarely somewhere else: memory that is not executable, or not there, or not at a multiple of four.
+        if self.rng.one_in(64) {
+            let stray = self.rng.pick(&[WINDOW_BASE, SCRATCH_BASE + SCRATCH_LEN as u64, CODE_BASE + 2]);
+            return Unit::straight([constant(register, stray), vec![word]].concat());
+        }
+        let mut code = vec![ADR | register];
+        if self.rng.one_in(4) {
+            // The top byte of a target is ignored, like that of a data address.
+            code.push(MOVK_TOP | (self.rng.word() & 0xff) << 13 | register);
+        }
+        code.push(word);
+        Unit { code, target }
     }
 
     /// A load of the case's own code.
     fn literal(&mut self, row: &Row) -> Unit {
         let word = self.word(row) & !(0x7_ffff << 5);
         let target = self.rng.below(MAX_CODE as u64 - 4) as i64 - self.len as i64;
-        Unit { code: vec![word | (target as u32 & 0x7_ffff) << 5], skip: None }
+        Unit::straight(vec![word | (target as u32 & 0x7_ffff) << 5])
     }
 
     fn system(&mut self, row: &Row) -> Unit {
@@ -267,7 +336,7 @@ impl Sequence {
             "MRS TPIDR_EL0" => vec![word & !(1 << 21) & !31 | self.rng.below(32) as u32, word],
             _ => vec![word],
         };
-        Unit { code, skip: None }
+        Unit::straight(code)
     }
 
     fn zero_block(&mut self) -> Unit {
@@ -275,7 +344,7 @@ impl Sequence {
         let address = WINDOW_BASE + self.rng.below(WINDOW_LEN as u64);
         let mut code = constant(register, address);
         code.push(DC_ZVA | register);
-        Unit { code, skip: None }
+        Unit::straight(code)
     }
 
     /// A load, store or atomic, with its base (and index) register made to fit.
@@ -303,7 +372,7 @@ impl Sequence {
         };
         self.base(base, index, target.wrapping_sub(offset as u64), &mut code);
         code.push(word);
-        Unit { code, skip: None }
+        Unit::straight(code)
     }
 
     /// Where the access goes: inside the window, often over the page boundary in its middle, rarely to the page behind the
@@ -329,7 +398,7 @@ impl Sequence {
         code.extend(constant(register, value as u64));
         if !wide {
             // What is above bit 31 must not matter.
-            code.push(0xf2e0_0000 | (self.rng.word() & 0xffff) << 5 | register);
+            code.push(MOVK_TOP | (self.rng.word() & 0xffff) << 5 | register);
         }
         value
     }
@@ -387,25 +456,31 @@ impl Sequence {
             code.push(CLREX);
         }
         code.push(store);
-        Unit { code, skip: None }
+        Unit::straight(code)
     }
 }
 
-/// Points a branch or an ADR at the word `distance` words on.
-fn aim(word: u32, distance: usize) -> u32 {
-    let distance = distance as u32;
+/// Points a branch or an ADR of a unit at the word `distance` words on; leaves other instructions alone.
+fn aim(word: u32, distance: i64) -> u32 {
+    let imm = |bits: u32, low: u32| (distance as u32 & ((1 << bits) - 1)) << low;
     match field(word, 30, 26) {
         // B, BL.
-        0b00101 => word & !0x03ff_ffff | distance,
+        0b00101 => word & !0x03ff_ffff | imm(26, 0),
         // TBZ, TBNZ; CBZ, CBNZ.
-        0b01101 if bit(word, 25) => word & !(0x3fff << 5) | distance << 5,
-        0b01101 => word & !(0x7_ffff << 5) | distance << 5,
+        0b01101 if bit(word, 25) => word & !(0x3fff << 5) | imm(14, 5),
+        0b01101 => word & !(0x7_ffff << 5) | imm(19, 5),
         // B.cond.
-        0b10101 if !bit(word, 31) => word & !(0x7_ffff << 5) | distance << 5,
+        0b10101 if !bit(word, 31) => word & !(0x7_ffff << 5) | imm(19, 5),
         // ADR, whose immediate counts bytes: its two low bits stay 0.
-        0b00100 => word | distance << 5,
+        0b00100 if !bit(word, 31) => word | imm(19, 5),
         _ => word,
     }
+}
+
+/// Starts the counter of the loop that a sequence may have: it is in memory outside the window, out of reach of the rest.
+fn loop_counter(rounds: u32) -> Unit {
+    let code = [constant(0, LOOP_COUNTER), constant(1, u64::from(rounds)), vec![0xf900_0001]].concat();
+    Unit::straight(code)
 }
 
 /// MOVZ and as many MOVKs as it takes, or MOVN for a negative number.

@@ -10,7 +10,8 @@ const FEATURES: &[(u32, u32, &str)] = &[
     (0xffc0_c000, 0xd180_0000, "FEAT_MTE: SUBG"),
     (0xdfe0_fc00, 0x9ac0_0000, "FEAT_MTE: SUBP, SUBPS"),
     (0xffe0_f800, 0x9ac0_1000, "FEAT_MTE: IRG, GMI"),
-    (0xffff_f0ff, 0xd500_401f, "FEAT_FlagM2: AXFLAG, XAFLAG"),
+    // System instructions.
+    (0xffff_f0df, 0xd500_401f, "FEAT_FlagM2: XAFLAG, AXFLAG"),
     // Loads and stores.
     (0xff20_0400, 0xd920_0400, "FEAT_MTE: STG, LDG and the like"),
     (0xff20_0c00, 0xd920_0000, "FEAT_MTE: LDG, STZGM, STGM, LDGM"),
@@ -53,7 +54,12 @@ const FEATURES: &[(u32, u32, &str)] = &[
 /// present differently to EL0 (Linux emulates ID registers for its programs, and qemu's user mode does the same).
 const NOT_COMPARED: &[(u32, u32, &str)] = &[
     (0xff00_0000, 0xd400_0000, "exception generation"),
-    (0xff00_0000, 0xd500_0000, "system instructions"),
+    (0xffff_ffdf, 0xd503_205f, "WFE, WFI"),
+    (0xfff8_0000, 0xd510_0000, "debug registers"),
+    (0xfff8_0000, 0xd530_0000, "debug registers"),
+    (0xffff_f000, 0xd538_0000, "ID registers, which Linux and qemu's user mode emulate for programs"),
+    (0xffdf_f000, 0xd51b_9000, "performance monitors"),
+    (0xffdf_f800, 0xd51b_e800, "performance monitors"),
     (0x3f20_0000, 0x0800_0000, "exclusives, load-acquire, store-release with should-be-one fields that are not"),
     (0xbfe0_0000, 0x8860_0000, "LDXP with a should-be-one Rs"),
     (0xffe0_0000, 0x9b40_0000, "SMULH with a should-be-one Ra"),
