@@ -16,6 +16,10 @@ pub const CODE_LEN: usize = BATCH * SLOT;
 pub const SCRATCH_BASE: u64 = 0x6000_0000;
 /// Its size; the page behind it is not mapped.
 pub const SCRATCH_LEN: usize = 0x8000;
+/// Memory full of zeroes that can be read but not written.
+pub const READ_ONLY_BASE: u64 = SCRATCH_BASE + 0x10_0000;
+/// Its size.
+pub const READ_ONLY_LEN: usize = 0x4000;
 /// The compared bytes: a window over a page boundary (of 4 and of 16 KiB pages).
 pub const WINDOW_BASE: u64 = SCRATCH_BASE + 0x4000 - WINDOW_LEN as u64 / 2;
 /// Bytes in the window.

@@ -13,7 +13,8 @@ use applevisor::prelude::{
 };
 
 use crate::case::{
-    CODE_BASE, CODE_LEN, Case, End, Outcome, SCRATCH_BASE, SCRATCH_LEN, SLOT, State, WINDOW_BASE, WINDOW_LEN,
+    CODE_BASE, CODE_LEN, Case, End, Outcome, READ_ONLY_BASE, READ_ONLY_LEN, SCRATCH_BASE, SCRATCH_LEN, SLOT, State,
+    WINDOW_BASE, WINDOW_LEN,
 };
 use crate::reference::Error;
 
@@ -47,6 +48,7 @@ const PAGE: u64 = 0x1000;
 const AF_SHAREABLE_PAGE: u64 = 1 << 10 | 3 << 8 | 3;
 const EL0_RW: u64 = 1 << 6;
 const EL1_RO: u64 = 2 << 6;
+const EL0_RO: u64 = 3 << 6;
 const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
 
@@ -125,6 +127,7 @@ pub struct Engine {
     vcpu: Vcpu,
     code: Memory,
     scratch: Memory,
+    _read_only: Memory,
     _super: Memory,
     _vm: VirtualMachineInstance<GicDisabled>,
 }
@@ -144,6 +147,7 @@ impl Engine {
         };
         let code = map(CODE_BASE, CODE_LEN).map_err(refused("the code area"))?;
         let scratch = map(SCRATCH_BASE, SCRATCH_LEN).map_err(refused("the scratch area"))?;
+        let read_only = map(READ_ONLY_BASE, READ_ONLY_LEN).map_err(refused("the read-only area"))?;
         let mut supervisor = map(SUPER_BASE, SUPER_LEN).map_err(refused("the supervisor area"))?;
         fill_supervisor(&mut supervisor).map_err(refused("a write to the supervisor area"))?;
         let vcpu = vm.vcpu_create().map_err(refused("a vCPU"))?;
@@ -159,7 +163,7 @@ impl Engine {
             vcpu.set_sys_reg(register, value).map_err(refused("a system register"))?;
         }
         let watchdog = Watchdog::start(vm.clone(), vcpu.get_handle());
-        Ok(Engine { vcpu, code, scratch, _super: supervisor, watchdog, _vm: vm })
+        Ok(Engine { vcpu, code, scratch, _read_only: read_only, _super: supervisor, watchdog, _vm: vm })
     }
 
     /// Turns the pointer-authentication keys on or off.
@@ -268,13 +272,14 @@ fn fill_supervisor(memory: &mut Memory) -> Result<(), HypervisorError> {
         memory.write_u32(STUB + 4 * i, word)?;
     }
     let table = |n: u64| TABLES + n * PAGE;
-    // Everything is in the first GiB-sized slots of one level 2 table: level 0, 1, 2, then one level 3 table per area.
+    // Everything is in the first GiB-sized slots of one level 2 table: level 0, 1, 2, then level 3 tables; the last two areas share one.
     memory.write_u64(table(0), table(1) | 3)?;
     memory.write_u64(table(1) + 8 * (SUPER_BASE >> 30), table(2) | 3)?;
     for (n, base, len, flags) in [
         (3, SUPER_BASE, SUPER_LEN, EL1_RO | UXN),
         (4, CODE_BASE, CODE_LEN, EL0_RW | PXN),
         (5, SCRATCH_BASE, SCRATCH_LEN, EL0_RW | PXN | UXN),
+        (5, READ_ONLY_BASE, READ_ONLY_LEN, EL0_RO | PXN | UXN),
     ] {
         memory.write_u64(table(2) + 8 * (base >> 21 & 0x1ff), table(n) | 3)?;
         for page in 0..len as u64 / PAGE {
@@ -333,4 +338,5 @@ impl Drop for Watchdog {
 }
 
 const _: () = assert!(CODE_BASE >> 30 == SUPER_BASE >> 30 && SCRATCH_BASE >> 30 == SUPER_BASE >> 30);
+const _: () = assert!(READ_ONLY_BASE >> 21 == SCRATCH_BASE >> 21);
 const _: () = assert!(CODE_LEN <= 1 << 21 && SLOT.is_multiple_of(4));

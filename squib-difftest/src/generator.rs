@@ -1,6 +1,6 @@
 //! Draws test cases. A case is a pure function of seed, class and index.
 
-use crate::case::{CODE_BASE, Case, SCRATCH_BASE, SCRATCH_LEN, SLOT, State, WINDOW_BASE, WINDOW_LEN};
+use crate::case::{CODE_BASE, Case, READ_ONLY_BASE, SCRATCH_BASE, SCRATCH_LEN, SLOT, State, WINDOW_BASE, WINDOW_LEN};
 use crate::encodings::{Class, Form, Row, beyond, bit, comparable, excluded, field, find, rows};
 use crate::rng::Rng;
 use crate::values;
@@ -186,7 +186,8 @@ struct Sequence {
 impl Sequence {
     fn build(mut self) -> Vec<u32> {
         self.palette = self.rng.pick(&[31, 31, 7, 3]);
-        let count = 1 + self.rng.below(16);
+        // Some longer than a block of the engine can be.
+        let count = 1 + if self.rng.one_in(16) { self.rng.below(MAX_CODE as u64) } else { self.rng.below(16) };
         let looping = matches!(self.kind, Draw::Branch | Draw::Mixed) && self.rng.one_in(2);
         if looping {
             let rounds = 1 + self.rng.below(4) as u32;
@@ -375,17 +376,22 @@ impl Sequence {
         Unit::straight(code)
     }
 
-    /// Where the access goes: inside the window, often over the page boundary in its middle, rarely to the page behind the
-    /// scratch memory, which faults.
+    /// Where the access goes: inside the window, often over the page boundary in its middle, rarely where it faults: over
+    /// either end of the scratch memory, or to read-only memory.
     fn target(&mut self, row: &Row, size: u64) -> u64 {
         // QEMU 7.2 does not check the alignment of LDAPR; the architecture wants it like that of LDAR (AccType_ORDERED).
         let aligned = row.class == Class::Atomic && (row.name == "LDAPR" || !self.rng.one_in(64));
         let target = match self.rng.below(64) {
-            0 => SCRATCH_BASE + SCRATCH_LEN as u64 - size + 1 + self.rng.below(32),
+            0 => match self.rng.below(3) {
+                0 if aligned => SCRATCH_BASE + SCRATCH_LEN as u64 + self.rng.below(32),
+                0 => SCRATCH_BASE + SCRATCH_LEN as u64 - size + 1 + self.rng.below(32),
+                1 => SCRATCH_BASE - 1 - self.rng.below(32),
+                _ => READ_ONLY_BASE + self.rng.below(64) * size,
+            },
             1..16 => WINDOW_BASE + WINDOW_LEN as u64 / 2 - self.rng.below(size + 1),
-            _ => WINDOW_BASE + self.rng.below(WINDOW_LEN as u64 - size),
+            _ => WINDOW_BASE + self.rng.below(WINDOW_LEN as u64 - size + 1),
         };
-        if aligned { target.next_multiple_of(size).min(WINDOW_BASE + WINDOW_LEN as u64 - size) } else { target }
+        if aligned { target - target % size } else { target }
     }
 
     /// Loads the index register of a register-offset access; its effective value, before the shift.

@@ -8,7 +8,8 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, aarch64::Aarch64Relocation, dynasm};
 
 use crate::case::{
-    BATCH, CODE_BASE, CODE_LEN, FRAME_LEN, INPUT_LEN, OUTPUT_LEN, SCRATCH_BASE, SCRATCH_LEN, WINDOW_BASE, WINDOW_LEN,
+    BATCH, CODE_BASE, CODE_LEN, FRAME_LEN, INPUT_LEN, OUTPUT_LEN, READ_ONLY_BASE, READ_ONLY_LEN, SCRATCH_BASE,
+    SCRATCH_LEN, WINDOW_BASE, WINDOW_LEN,
 };
 
 const LOAD_ADDRESS: u64 = 0x40_0000;
@@ -93,6 +94,7 @@ fn program() -> Vec<u8> {
     let mut ops = Assembler::new((LOAD_ADDRESS as usize) + HEADER_LEN);
     map(&mut ops, INDEX, DATA_LEN, 3);
     map(&mut ops, SCRATCH_BASE, SCRATCH_LEN as u64, 3);
+    map(&mut ops, READ_ONLY_BASE, READ_ONLY_LEN as u64, 1);
     map(&mut ops, CODE_BASE, CODE_LEN as u64, 7);
     // The data area begins as zeroes: build `stack_t` and `struct kernel_sigaction` in it.
     load_constant(&mut ops, 9, INPUT);

@@ -30,6 +30,7 @@ pub fn decode(insn: u32) -> Option<Decoded> {
     match insn >> 24 {
         0xd4 => exception_generation(insn),
         0xd6 => exception_return(insn),
+        0xd5 if insn >> 22 & 3 != 0 => None,
         _ => {
             let (op0, op1, crn, crm, op2) = fields(insn);
             match (insn >> 21 & 1, op0) {
