@@ -4,6 +4,7 @@
 //! interface (the group enables last); then one counter offset for all, compare values, controls, masks; then devices. All
 //! vCPUs that were on come back on. What this host cannot honour is refused with the reason, before anything runs.
 
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,7 @@ use crate::memory::GuestRam;
 use crate::vcpu::psci::Power;
 use crate::vcpu::registers::{self, LiveVcpu};
 use crate::vcpu::run::VcpuThread;
+use crate::vcpu::walk::Regime;
 
 /// Threads that read a memory file for the `copy` backend, and how much each takes at a time.
 const COPY_THREADS: usize = 8;
@@ -135,13 +137,41 @@ fn bring_ram(config: &RestoreConfig, pair: Pair, size: u64) -> Result<Arc<GuestR
         return Err(Error::Incompatible(message));
     }
     match config.backend {
-        RestoreBackend::Map => GuestRam::map_file(layout::RAM_BASE, size, pair.memory_file(), config.track_dirty_pages),
+        RestoreBackend::Map => {
+            let ram = GuestRam::map_file(layout::RAM_BASE, size, pair.memory_file(), config.track_dirty_pages)?;
+            check_sample(&ram, Chain::from_pairs(pair, Vec::new())?)?;
+            Ok(ram)
+        }
         RestoreBackend::Copy => {
             let ram = GuestRam::new(layout::RAM_BASE, size, config.track_dirty_pages)?;
             copy_ram(&ram, &Chain::from_pairs(pair, Vec::new())?)?;
             Ok(ram)
         }
     }
+}
+
+/// Catches a memory file that belongs to another snapshot, without reading all of it: compares with its checksum the RAM
+/// that each vCPU was working in. No two moments of a guest have the same stacks.
+fn check_sample(ram: &Arc<GuestRam>, chain: Chain) -> Result<()> {
+    let memory = ram.guest_memory()?;
+    for vcpu in &chain.state_file().state().vcpu_states {
+        let reg = |reg: SysReg| vcpu.sys_regs.get(&reg.as_encoded()).copied().unwrap_or(0);
+        let regime = Regime {
+            sctlr: reg(SysReg::SctlrEl1),
+            tcr: reg(SysReg::TcrEl1),
+            ttbr0: reg(SysReg::Ttbr0El1),
+            ttbr1: reg(SysReg::Ttbr1El1),
+        };
+        for address in [vcpu.regs.sp, vcpu.regs.pc] {
+            let ipa = regime.translate(&memory, address);
+            // An address that leads nowhere is the guest's business.
+            let offset = ipa.and_then(|ipa| ipa.checked_sub(layout::RAM_BASE)).filter(|&offset| offset < ram.size());
+            if let Some(offset) = offset {
+                chain.read_checked(offset, &mut [0])?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reads all of RAM, checked against its checksums, by several threads. Zeros need no reading: RAM starts as zeros.
@@ -155,7 +185,9 @@ fn copy_ram(ram: &GuestRam, chain: &Chain) -> Result<()> {
                 return Ok(());
             }
             let part = &mut buf[..COPY_PART.min(ram.size() - start) as usize];
-            if !chain.is_known_zero(start, part.len() as u64) {
+            if chain.is_known_zero(start, part.len() as u64) {
+                check_zero(chain, start, part)?;
+            } else {
                 chain.read_checked(start, part)?;
                 let failed = |source| Error::System { action: "fill guest RAM".into(), source };
                 ram.write_fill(start, part).map_err(failed)?;
@@ -170,6 +202,30 @@ fn copy_ram(ram: &GuestRam, chain: &Chain) -> Result<()> {
         };
         threads.into_iter().try_for_each(join)
     })
+}
+
+/// Checks that a part of RAM that was zero when it was saved is zero in the file. A hole is, and is not read.
+fn check_zero(chain: &Chain, start: u64, part: &mut [u8]) -> Result<()> {
+    let pair = &chain.links()[0];
+    let end = start + part.len() as u64;
+    // SAFETY: plain call on an open file; it moves the file's offset, which nobody uses.
+    let data = unsafe { libc::lseek(pair.memory_file().as_raw_fd(), start as libc::off_t, libc::SEEK_DATA) };
+    // Behind the last data the answer is ENXIO. Where holes cannot be asked for, the file is read.
+    let hole = match u64::try_from(data) {
+        Ok(data) => data >= end,
+        Err(_) => std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO),
+    };
+    if hole {
+        return Ok(());
+    }
+    chain.read_unchecked(start, part)?;
+    if part.iter().all(|&byte| byte == 0) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "the memory file {} has been altered since it was saved: {start:#x} to {end:#x} were all zero",
+        pair.memory_path().display()
+    )))
 }
 
 fn restore_vcpus(parts: &Parts, state: &MicrovmState, record: &MachineRecord) -> Result<()> {
