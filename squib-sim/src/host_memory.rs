@@ -239,9 +239,10 @@ mod protection {
     use super::{HostMemoryError, HostProtection};
     use crate::stage2::Perms;
 
-    /// Up to this many pages are probed one by one; a longer range is looked up in the list of mappings.
-    const PROBE_LIMIT: usize = 512;
-    const PAGE: usize = 0x1000;
+    /// Up to this many granules are probed one by one; a longer range is looked up in the list of mappings.
+    const PROBE_LIMIT: usize = 128;
+    /// Hosts protect by the granule.
+    const GRANULE: usize = 0x4000;
 
     /// One line of `/proc/self/maps`.
     #[derive(Debug)]
@@ -311,7 +312,7 @@ mod protection {
 
         /// The protection of a range now.
         pub fn probe(address: *const u8, size: usize) -> Result<HostProtection, HostMemoryError> {
-            if size / PAGE <= PROBE_LIMIT && readable(address, size) {
+            if size <= PROBE_LIMIT * GRANULE && readable(address, size) {
                 return Ok(HostProtection::Readable);
             }
             let (start, end) = (address as u64, address as u64 + size as u64);
@@ -337,14 +338,17 @@ mod protection {
         }
     }
 
-    /// Whether every page can be read, tried without touching them: the kernel does the reading, and answers EFAULT.
+    /// Whether every granule can be read, tried without touching it: the kernel does the reading, and answers EFAULT.
     fn readable(address: *const u8, size: usize) -> bool {
         let mut bytes = [0u8; PROBE_LIMIT];
-        let remote: Vec<libc::iovec> = (0..size.div_ceil(PAGE))
-            .map(|page| libc::iovec { iov_base: address.wrapping_add(page * PAGE).cast_mut().cast(), iov_len: 1 })
+        let remote: Vec<libc::iovec> = (0..size.div_ceil(GRANULE))
+            .map(|granule| libc::iovec {
+                iov_base: address.wrapping_add(granule * GRANULE).cast_mut().cast(),
+                iov_len: 1,
+            })
             .collect();
         let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: remote.len() };
-        // SAFETY: reads one byte of each page of this process into `bytes`, which has room for all of them; addresses that
+        // SAFETY: reads one byte of each granule, of this process, into `bytes`, which has room for all of them; addresses that
         // cannot be read make the call stop early.
         let read = unsafe {
             libc::process_vm_readv(

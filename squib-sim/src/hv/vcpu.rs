@@ -160,10 +160,12 @@ unsafe fn get<T>(id: u64, place: *mut T, f: impl FnOnce(&Slot, &mut Inner) -> T)
 
 fn create() -> Result<Arc<Slot>, Return> {
     let vm = vm()?;
-    if CURRENT.with_borrow(Option::is_some) {
+    let mut slots = vm.slots();
+    // With a switch another thread may have destroyed what this one had.
+    let is_there = |own: &Arc<Slot>| slots.iter().flatten().any(|slot| Arc::ptr_eq(slot, own));
+    if CURRENT.with_borrow(|current| current.as_ref().is_some_and(is_there)) {
         return Err(ret::BUSY);
     }
-    let mut slots = vm.slots();
     let index = slots.iter().position(Option::is_none).ok_or(ret::NO_RESOURCES)?;
     let shared = VcpuShared::new(index);
     vm.machine.add_vcpu(shared.clone());

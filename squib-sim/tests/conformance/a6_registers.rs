@@ -37,7 +37,7 @@ fn a6_01_vector_registers_read_back_whole() {
     let guest = guest(&[0x4ea0_1c01, hvc(1)]);
     let value = 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100;
     for register in [SimdFpReg::Q0, SimdFpReg::Q17, SimdFpReg::Q31] {
-        guest.vcpu.set_simd_fp_reg(register, value ^ register as u128).unwrap();
+        assert_eq!(set_q(&guest.vcpu, register, value ^ register as u128), 0);
     }
     guest.run_to(1);
     for register in [SimdFpReg::Q0, SimdFpReg::Q17, SimdFpReg::Q31] {

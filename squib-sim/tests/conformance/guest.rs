@@ -153,6 +153,30 @@ pub fn prepare(vcpu: &Vcpu, pc: u64) {
     vcpu.set_sys_reg(SysReg::VBAR_EL1, VECTORS).unwrap();
 }
 
+/// Sets a vector register. Its value travels in q0 on Apple silicon, where the type is a vector, whatever the binding says.
+pub fn set_q(vcpu: &Vcpu, register: SimdFpReg, value: u128) -> i32 {
+    #[cfg(all(target_arch = "aarch64", target_vendor = "apple"))]
+    // SAFETY: the framework's function with its arguments where AAPCS64 has them; the vCPU belongs to this thread.
+    unsafe {
+        let code: u64;
+        std::arch::asm!(
+            "ldr q0, [{value}]",
+            "bl {function}",
+            value = in(reg) &value,
+            function = sym applevisor_sys::hv_vcpu_set_simd_fp_reg,
+            inlateout("x0") vcpu.id() => code,
+            in("x1") register as u64,
+            clobber_abi("C"),
+        );
+        code as i32
+    }
+    #[cfg(not(all(target_arch = "aarch64", target_vendor = "apple")))]
+    // SAFETY: the vCPU belongs to this thread.
+    unsafe {
+        applevisor_sys::hv_vcpu_set_simd_fp_reg(vcpu.id(), register, value)
+    }
+}
+
 /// Puts instructions into guest memory.
 pub fn write_code(ram: &mut Memory, at: u64, code: &[u32]) {
     let bytes: Vec<u8> = code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
