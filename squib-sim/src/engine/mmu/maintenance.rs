@@ -1,6 +1,6 @@
 //! Emptying TLBs: what TLBI, stage-2 changes and decoded code demand.
 
-use super::{Entry, FetchEntry, FetchTlb, Mmu, NO_TAG, PAGE_MASK, SLOW, Tlb};
+use super::{CODE_SHIFT, Entry, FetchEntry, FetchTlb, Mmu, NO_TAG, PAGE_MASK, SIGNIFICANT, SLOW, Tlb};
 use crate::engine::block::CodePage;
 
 impl Mmu {
@@ -8,7 +8,7 @@ impl Mmu {
     pub(crate) fn flush_all(&mut self) {
         self.tables().for_each(Tlb::flush);
         self.fetch_tables().for_each(FetchTlb::flush);
-        self.blocks.fill(0);
+        self.seen.fill(0);
     }
 
     /// Forgets what EL1 holds of the lower address range and of non-global mappings: TTBR0 or the ASID has changed.
@@ -32,23 +32,22 @@ impl Mmu {
 
     /// Forgets the mapping of the page (or block) at `va`, whatever its ASID.
     pub(crate) fn flush_va(&mut self, va: u64) {
-        // Bits 63:56 are not part of a TLBI operand, and tagged addresses may have been entered.
-        const SIGNIFICANT: u64 = 0x0000_ffff_ffff_ffff;
-        let mut mask = !0x3fff & SIGNIFICANT;
-        for shift in [21, 25, 30] {
-            let (word, bit) = Mmu::block_filter(va & SIGNIFICANT, shift);
-            if self.blocks[word] & bit != 0 {
-                mask &= !0 << shift;
-            }
+        const PAGE: u64 = !0x3fff & SIGNIFICANT;
+        let mut mask = PAGE;
+        for shift in [21, 25, 30].into_iter().filter(|&shift| self.noted(va, shift)) {
+            mask &= !0 << shift;
         }
         let wanted = va & mask;
-        // Translations that are no longer entered may still be relied on by links.
-        let upper = va >> 55 & 1 == 1;
-        if upper || self.fetch_el1.local {
-            self.fetch_el1.renew();
+        let code = mask != PAGE || self.noted(va, CODE_SHIFT);
+        if code {
+            // Translations that are no longer entered may still be relied on by links.
+            let upper = va >> 55 & 1 == 1;
+            if upper || self.fetch_el1.local {
+                self.fetch_el1.renew();
+            }
+            self.banks.iter_mut().for_each(|bank| bank.fetch.renew());
         }
-        self.banks.iter_mut().for_each(|bank| bank.fetch.renew());
-        if mask == !0x3fff & SIGNIFICANT {
+        if mask == PAGE {
             // The four 4 KiB entries of the largest page size.
             for page in 0..4 {
                 let va = (va & !0x3fff) + (page << 12);
@@ -58,7 +57,7 @@ impl Mmu {
                         *entry = Entry::NONE;
                     }
                 }
-                for table in self.fetch_tables() {
+                for table in self.fetch_tables().filter(|_| code) {
                     let entry = &mut table.entries[(va >> 12) as usize % super::FETCH_ENTRIES];
                     if entry.tag & mask == wanted {
                         *entry = FetchEntry::NONE;

@@ -21,6 +21,10 @@ const FETCH_ENTRIES: usize = 512;
 const BANKS: usize = 4;
 /// Fetch TLBs of one vCPU.
 const FETCH_TABLES: u64 = BANKS as u64 + 1;
+/// Code is noted by this many bytes: no page is larger.
+const CODE_SHIFT: u32 = 14;
+/// The address bits of a TLBI operand. Tagged addresses may have been entered.
+const SIGNIFICANT: u64 = 0x0000_ffff_ffff_ffff;
 /// A tag no access compares equal to.
 const NO_TAG: u64 = u64::MAX;
 /// The page part of an address.
@@ -167,8 +171,9 @@ pub struct Mmu {
     el1: [Box<Tlb>; 2],
     fetch_el1: Box<FetchTlb>,
     empty: Box<Tlb>,
-    /// Which block mappings (larger than a page) have been used: a Bloom filter over their addresses.
-    blocks: Box<[u64; 1024]>,
+    /// Which block mappings (larger than a page) have been used, and on which 16 KiB of addresses code has been fetched: a
+    /// Bloom filter over addresses.
+    seen: Box<[u64; 1024]>,
     controls: Controls,
     space: Space,
     clock: u64,
@@ -185,7 +190,7 @@ impl Mmu {
             el1: [Tlb::new(), Tlb::new()],
             fetch_el1: FetchTlb::new(BANKS as u64),
             empty: Tlb::new(),
-            blocks: Box::new([0; 1024]),
+            seen: Box::new([0; 1024]),
             controls: Controls::default(),
             space: (0, 0),
             clock: 0,
@@ -218,14 +223,21 @@ impl Mmu {
         &mut self.banks[index]
     }
 
-    fn block_filter(va: u64, shift: u32) -> (usize, u64) {
+    fn filter_bit(va: u64, shift: u32) -> (usize, u64) {
         let hash = ((va >> shift) + u64::from(shift)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
         (hash as usize / 64, 1 << (hash % 64))
     }
 
-    fn note_block(&mut self, va: u64, shift: u32) {
-        let (word, bit) = Self::block_filter(va, shift);
-        self.blocks[word] |= bit;
+    /// Notes that the 2^`shift` bytes around `va` are mapped by one descriptor, or ([`CODE_SHIFT`]) hold code.
+    fn note(&mut self, va: u64, shift: u32) {
+        let (word, bit) = Self::filter_bit(va & SIGNIFICANT, shift);
+        self.seen[word] |= bit;
+    }
+
+    /// Whether [`Mmu::note`] may have been told this.
+    fn noted(&self, va: u64, shift: u32) -> bool {
+        let (word, bit) = Self::filter_bit(va & SIGNIFICANT, shift);
+        self.seen[word] & bit != 0
     }
 
     fn tables(&mut self) -> impl Iterator<Item = &mut Tlb> {
@@ -311,5 +323,6 @@ impl Cpu {
         let table = if self.el == 0 { &mut *self.mmu.bank().fetch } else { &mut *self.mmu.fetch_el1 };
         table.entries[(va >> 12) as usize % FETCH_ENTRIES] = FetchEntry { tag: va & PAGE_MASK, page };
         table.local |= local;
+        self.mmu.note(va, CODE_SHIFT);
     }
 }

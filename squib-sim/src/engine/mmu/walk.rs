@@ -208,7 +208,7 @@ impl Cpu {
                 self.code_written(at);
             }
             if shift > page_shift {
-                self.mmu.note_block(va & 0x0000_ffff_ffff_ffff, shift);
+                self.mmu.note(va, shift);
             }
             return Ok(Translation {
                 ipa: block | va & ((1 << shift) - 1),
