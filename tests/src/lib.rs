@@ -123,7 +123,7 @@ impl Outcome {
 #[derive(Debug)]
 pub struct Squib {
     command: Command,
-    timeout: u32,
+    timeout: Option<u32>,
     typed: Option<(String, String)>,
 }
 
@@ -132,7 +132,7 @@ impl Squib {
     pub fn new(subcommand: &str) -> Squib {
         let mut command = Command::new(program());
         command.arg(subcommand);
-        Squib { command, timeout: 120, typed: None }
+        Squib { command, timeout: Some(120), typed: None }
     }
 
     /// `squib run` of a guest of the cache, with shell commands for its `/init`.
@@ -173,7 +173,13 @@ impl Squib {
 
     /// The guest's time, in seconds; 120 if not said.
     pub fn timeout(mut self, seconds: u32) -> Squib {
-        self.timeout = seconds;
+        self.timeout = Some(seconds);
+        self
+    }
+
+    /// For subcommands that have no guest.
+    pub fn without_timeout(mut self) -> Squib {
+        self.timeout = None;
         self
     }
 
@@ -187,7 +193,9 @@ impl Squib {
     #[track_caller]
     pub fn outcome(mut self) -> Outcome {
         let started = Instant::now();
-        self.command.arg("--timeout").arg(self.timeout.to_string());
+        if let Some(seconds) = self.timeout {
+            self.command.arg("--timeout").arg(seconds.to_string());
+        }
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("the program starts");
         let typist = self.typed.take().zip(child.stdin.take());

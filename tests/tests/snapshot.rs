@@ -1,7 +1,7 @@
 //! A guest that is frozen, whose process ends, and that goes on in another process, loses nothing.
 
 use std::fs;
-use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 
 use squib_tests::{Snapshot, Squib, all_to, counted};
 
@@ -183,13 +183,17 @@ fn damaged_files_are_refused_with_a_plain_line() {
 }
 
 #[test]
-fn the_memory_of_another_snapshot_is_refused() {
+fn one_flipped_bit_of_memory_is_found() {
     let directory = directory();
     let (snapshot, _) = frozen(&directory, 4, 1);
-    // A byte of RAM that nothing protects but the checksums; read whole, so that every range is looked at.
-    let mut memory = fs::OpenOptions::new().write(true).open(&snapshot.memory).expect("the memory file");
-    memory.seek(SeekFrom::Start(200 << 20)).expect("inside");
-    memory.write_all(b"\x55").expect("written");
+    // In the kernel's text, 4 MiB into RAM.
+    let memory = fs::OpenOptions::new().read(true).write(true).open(&snapshot.memory).expect("the memory file");
+    let mut byte = [0];
+    memory.read_exact_at(&mut byte, 4 << 20).expect("readable");
+    byte[0] ^= 1;
+    memory.write_all_at(&byte, 4 << 20).expect("writable");
     drop(memory);
-    Squib::restore(&snapshot).option("--backend", "copy").outcome().expect_error(&["first.mem"]);
+    let verify = || Squib::new("verify").arg(&snapshot.state).arg(&snapshot.memory).without_timeout();
+    verify().outcome().expect_error(&["first.mem", "1 of its blocks"]).expect_console("0x400000..");
+    Squib::restore(&snapshot).option("--backend", "copy").outcome().expect_error(&["first.mem", "0x400000"]);
 }
