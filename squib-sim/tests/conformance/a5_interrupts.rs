@@ -345,3 +345,81 @@ fn a5_11_a_restored_guest_ends_the_interrupt_it_was_in() {
     guest.run_to(9);
     guest.is_quiet();
 }
+
+#[test]
+fn no_wake_up_is_lost_between_waiting_vcpus() {
+    // A token goes round four vCPUs that all wait: each passes it on from its handler.
+    const VCPUS: u64 = 4;
+    const ROUNDS: u64 = 3000;
+    let turn = Turn::take();
+    let vm = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic_config()).unwrap();
+    let mut ram = vm.memory_create(RAM_SIZE as usize).unwrap();
+    ram.map(RAM, MemPerms::RWX).unwrap();
+    // X19: whether to start the token. X22: where it goes. X21: how often.
+    write_code(&mut ram, RAM, &code![open(), cbz(19, 2), msr(SGI1R, 22), WFI, b(-1)]);
+    let pass_on = code![mrs(10, IAR1), msr(EOIR1, 10), msr(SGI1R, 22), subs(21, 21, 1), b_ne(2), hvc(9), ERET];
+    write_code(&mut ram, VECTORS + 0x280, &pass_on);
+    vm.gic_set_distributor_reg(GicDistributorReg::CTLR, 2).unwrap();
+    let ready = Barrier::new(VCPUS as usize);
+    thread::scope(|scope| {
+        for id in 0..VCPUS {
+            let (vm, ready) = (&vm, &ready);
+            scope.spawn(move || {
+                let vcpu = vm.vcpu_create().unwrap();
+                prepare(&vcpu, RAM);
+                vcpu.set_sys_reg(SysReg::MPIDR_EL1, 0x8000_0000 | id).unwrap();
+                vcpu.set_redistributor_reg(GicRedistributorReg::IGROUPR0, ALL).unwrap();
+                vcpu.set_redistributor_reg(GicRedistributorReg::ISENABLER0, ALL).unwrap();
+                vcpu.set_reg(Reg::X19, u64::from(id == 0)).unwrap();
+                vcpu.set_reg(Reg::X21, ROUNDS).unwrap();
+                vcpu.set_reg(Reg::X22, 7 << 24 | 1 << ((id + 1) % VCPUS)).unwrap();
+                ready.wait();
+                assert_eq!(
+                    run(vm, &vcpu).exception.syndrome,
+                    hvc_syndrome(9),
+                    "{} rounds left",
+                    vcpu.get_reg(Reg::X21).unwrap()
+                );
+                ready.wait();
+            });
+        }
+    });
+    drop((ram, vm, turn));
+}
+
+#[test]
+fn no_injected_interrupt_is_lost() {
+    // The guest counts in memory; the host injects when it has seen the count move.
+    const COUNT: u64 = 3000;
+    let mut guest = gic_guest(&code![mov(20, DATA), open(), WFI, b(-1)]);
+    let count = code![
+        mrs(10, IAR1),
+        ldr(11, 20),
+        add(11, 11, 1),
+        str(11, 20),
+        msr(EOIR1, 10),
+        subs(21, 21, 1),
+        b_ne(2),
+        hvc(9),
+        ERET
+    ];
+    guest.write_code(VECTORS + 0x280, &count);
+    configure(&guest);
+    guest.vcpu.set_reg(Reg::X21, COUNT).unwrap();
+    let vm = guest.vm.clone();
+    let counter = guest.ram.host_addr() as usize + (DATA - RAM) as usize;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for sent in 0..COUNT {
+                vm.gic_set_spi(50, true).unwrap();
+                // SAFETY: inside the guest's RAM, which outlives this thread; the guest stores whole words there.
+                let seen = || unsafe { (counter as *const u64).read_volatile() };
+                let patience = std::time::Instant::now();
+                while seen() == sent && patience.elapsed().as_secs() < 20 {
+                    thread::yield_now();
+                }
+            }
+        });
+        guest.run_to(9);
+    });
+}
