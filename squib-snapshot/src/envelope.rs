@@ -16,7 +16,7 @@ use crate::error::{Result, SnapshotError};
 pub const SNAPSHOT_MAGIC_AARCH64: u64 = 0x0710_1984_AAAA_0000;
 
 /// Version that [`Snapshot::new`] stamps and the newest that [`Snapshot::load`] accepts. Files with identity, checksums
-/// and page sets are [`SNAPSHOT_VERSION_RECORD`](crate::SNAPSHOT_VERSION_RECORD); [`load`](crate::load) and
+/// and page sets are [`SNAPSHOT_VERSION_RECORD`](crate::SNAPSHOT_VERSION_RECORD); [`load`](crate::load()) and
 /// [`StateFile`](crate::StateFile) read both.
 pub const SNAPSHOT_VERSION: Version = Version::new(5, 0, 0);
 
@@ -115,6 +115,10 @@ impl<Data: DeserializeOwned> Snapshot<Data> {
         check_size(data_buf)?;
         if let Some(header) = peek_header(data_buf) {
             check_header(&header, &SNAPSHOT_VERSION)?;
+        }
+        // What a machine's state may announce is limited; other data are the caller's own affair.
+        if std::any::type_name::<Data>() == std::any::type_name::<crate::MicrovmState>() {
+            crate::bounded::check_totals(data_buf)?;
         }
         let snapshot: Self = bitcode::deserialize(data_buf)?;
         check_header(&snapshot.header, &SNAPSHOT_VERSION)?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
-use crate::digest::{Checksum, is_zero, non_zero_runs};
+use crate::digest::{Checksum, non_zero_runs};
 use crate::dirty::PageSet;
 use crate::fs::FsFile;
 use crate::memory::PageReader;
@@ -192,6 +192,13 @@ fn read<'a, S: PageReader + ?Sized>(
     Ok(Unit { pieces, buffer })
 }
 
+/// A block being checksummed.
+struct Block {
+    index: u64,
+    sum: Checksum,
+    zero: bool,
+}
+
 /// What the workers have in common.
 struct Shared<'a> {
     file: &'a dyn FsFile,
@@ -205,7 +212,7 @@ struct Shared<'a> {
 
 impl Shared<'_> {
     fn write(&self, unit: &Unit<'_>, sums: &mut Vec<(u64, u64)>) -> io::Result<()> {
-        let mut block: Option<(u64, Checksum, bool)> = None;
+        let mut block: Option<Block> = None;
         for (start, bytes) in unit.pieces() {
             let mut at = start;
             let mut rest = bytes;
@@ -213,42 +220,56 @@ impl Shared<'_> {
                 let index = at / self.block_size;
                 let len = rest.len().min(((index + 1) * self.block_size - at) as usize);
                 let (head, tail) = rest.split_at(len);
-                if block.as_ref().is_none_or(|(i, _, _)| *i != index) {
-                    self.close(block.take(), sums);
-                    block = Some((index, Checksum::new(), true));
-                }
-                if let Some((_, sum, zero)) = &mut block {
-                    sum.update(head);
-                    *zero = *zero && self.full && is_zero(head);
+                let current = match block.take() {
+                    Some(current) if current.index == index => block.insert(current),
+                    done => {
+                        self.close(done, sums);
+                        block.insert(Block { index, sum: Checksum::new(), zero: self.full })
+                    }
+                };
+                if self.full {
+                    self.write_sparse(current, at, head)?;
+                } else {
+                    current.sum.update(head);
                 }
                 at += len as u64;
                 rest = tail;
             }
-            self.write_piece(start, bytes)?;
+            if !self.full {
+                self.write_bytes(start, bytes)?;
+            }
         }
         self.close(block, sums);
         Ok(())
     }
 
     /// A block of a full image that is all zero has no checksum: it is a hole.
-    fn close(&self, block: Option<(u64, Checksum, bool)>, sums: &mut Vec<(u64, u64)>) {
-        if let Some((index, sum, zero)) = block
-            && !(zero && self.full)
+    fn close(&self, block: Option<Block>, sums: &mut Vec<(u64, u64)>) {
+        if let Some(block) = block
+            && !block.zero
         {
-            sums.push((index, sum.finish()));
+            sums.push((block.index, block.sum.finish()));
         }
     }
 
-    fn write_piece(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
-        if !self.full {
-            self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            return self.file.write_all_at(bytes, start);
-        }
+    /// Checksums a part of a block and writes what is not zero. Each byte comes from memory once: what the search for zeros has
+    /// just read is still in the cache for the checksum.
+    fn write_sparse(&self, block: &mut Block, start: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
         for run in non_zero_runs(bytes) {
-            self.bytes.fetch_add(run.len() as u64, Ordering::Relaxed);
-            self.file.write_all_at(&bytes[run.clone()], start + run.start as u64)?;
+            block.zero = false;
+            block.sum.update_zeros(run.start - done);
+            block.sum.update(&bytes[run.clone()]);
+            self.write_bytes(start + run.start as u64, &bytes[run.clone()])?;
+            done = run.end;
         }
+        block.sum.update_zeros(bytes.len() - done);
         Ok(())
+    }
+
+    fn write_bytes(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
+        self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.file.write_all_at(bytes, start)
     }
 
     fn fail(&self, error: io::Error) {

@@ -1,4 +1,52 @@
-//! Snapshots of microVMs: file formats, save and load, memory images, dirty bitmap, capture and restore traits.
+//! Snapshots of microVMs: file formats, save and load as one transaction, memory images, diff chains, dirty tracking, and the
+//! traits through which a host captures and restores a machine.
+//!
+//! A snapshot is a **pair**: a small state file and a memory file that is raw RAM. [`save_pair`] replaces both or neither,
+//! whatever happens in between; [`Pair::open`] opens both as one; every 2 MiB of memory has a checksum ([`Pair::verify`]).
+//! A diff holds the pages written since another snapshot and names it; a [`Chain`] reads base and diffs as one memory, and
+//! [`merge()`] folds it into a full pair. [`DirtyBitmap`] and [`TrackedRegion`] know which pages were written.
+//!
+//! | you want to | look at |
+//! |---|---|
+//! | save a machine | [`save_pair`], [`save_diff`], [`PairRequest`], [`MachineRecord`] |
+//! | open, map, check one | [`Pair`], [`StateFile`], [`load()`], [`describe`], [`recover`] |
+//! | read pages of a chain, checked | [`Chain::read_checked`], [`Chain::is_known_zero`] |
+//! | know what was written | [`TrackedRegion`], [`DirtyBitmap`], [`PageSet`] |
+//! | capture and restore vCPUs, GIC, MMDS | [`vcpu_save`] |
+//! | know the bytes | [`format`](mod@format) |
+//!
+//! # The published interface
+//!
+//! Everything that `squib-snapshot` 0.2.0 exports is here under the same names, [`save()`] writes the very bytes it wrote, and
+//! what it wrote is read. Where it was wrong the signature stayed and the behaviour changed:
+//!
+//! * **Temporary files.** [`AtomicWriter`] used `DEST.tmp`, truncating what was there. Names are unique now, files are created
+//!   exclusively with mode 0600 and never through a link; what a crash leaves is removed by the next writer of the same
+//!   destination. [`derive_temp_path`] still answers as before. Destinations have mode 0600, too.
+//! * **Commit.** The state was renamed before memory was safe, and each by itself. [`save()`] commits both as one; directories are
+//!   synced; an interrupted commit is finished by the next [`load()`] or [`save()`]. Two savers to one destination:
+//!   [`SnapshotError::Busy`].
+//! * **`load` looks at the memory file** where a state knows how long it must be (version 5.1) and the file is where convention
+//!   puts it: another length is [`SnapshotError::PairMismatch`].
+//! * **Zeros** of a full image become holes; [`MemoryWriter::write_full`] wrote them. The content is the same.
+//! * **A page size of 0** never came to an end; it is [`SnapshotError::InvalidPath`].
+//! * **Errors before files.** A diff without a bitmap, or with one of another geometry, is refused before any file is written.
+//! * **Adaptive tracking** lost marks that came during a step-down; none is lost now.
+//! * **`describe` reads at most the size limit**, and neither it nor `load` opens devices or pipes.
+//! * **Versions before data.** A file of a newer version is [`SnapshotError::VersionMismatch`] whatever its data; it was
+//!   [`SnapshotError::Bitcode`] if they could not be decoded. [`SNAPSHOT_VERSION`] is what [`Snapshot`] reads and writes;
+//!   [`load()`], [`describe`] and [`StateFile`] also read [`SNAPSHOT_VERSION_RECORD`], and
+//!   [`SnapshotDescription::expected_version`] is the one of the two that the file belongs to.
+//! * **Announced lengths are limited** (1024 vCPUs, 4096 devices, 4096 registers of one vCPU), so that a short file cannot ask for much
+//!   memory.
+//! * **Register keys** 48 and up exist ([`SysReg`]): a published reader loads such a state and answers `Incompatible` when it
+//!   restores it.
+//! * **I/O errors name their file** in their text and by [`SnapshotError::path`]; their kind is that of the system.
+//! * **Generic functions take `?Sized`**, so `&dyn PageReader` and the like can be passed; [`PageReader`] has a provided method
+//!   [`slice_at`](PageReader::slice_at).
+//!
+//! What a signature could not carry stands beside it: [`restore_vcpu_state_as_saved`] brings every vCPU back in the power state it
+//! was saved in, where [`restore_vcpu_state`] turns the secondaries off as published.
 #![forbid(unsafe_code)]
 
 pub mod arch;
@@ -23,6 +71,9 @@ mod state_file;
 mod transaction;
 pub mod vcpu_save;
 pub mod verify;
+
+#[doc = include_str!("../FORMAT.md")]
+pub mod format {}
 
 pub use arch::{PageGeometry, SysReg};
 pub use atomic::{AtomicWriter, TEMP_SUFFIX, UnlinkOnDrop, check_same_filesystem, derive_temp_path};

@@ -34,6 +34,31 @@ pub struct MergeReport {
     pub bytes_copied: u64,
 }
 
+impl MergeReport {
+    /// An object with the fields' names as keys.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "identity": self.identity.to_string(),
+            "diffs": self.diffs,
+            "cloned": self.cloned,
+            "bytes_written": self.bytes_written,
+            "bytes_copied": self.bytes_copied,
+        })
+    }
+
+    /// Text for a terminal.
+    #[must_use]
+    pub fn human(&self) -> String {
+        let base =
+            if self.cloned { "base cloned".into() } else { format!("{} bytes of the base copied", self.bytes_copied) };
+        format!(
+            "merged {} diffs into snapshot {}: {base}, {} bytes written\n",
+            self.diffs, self.identity, self.bytes_written
+        )
+    }
+}
+
 /// Folds a chain into the full pair `(state, memory)`, which may be the very files of a link. After an error the destination is
 /// as it was.
 ///

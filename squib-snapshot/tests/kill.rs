@@ -16,7 +16,7 @@ const RAM: usize = 512 << 10;
 fn ram(generation: u64) -> Vec<u8> {
     let mut ram = vec![0; RAM];
     for (page, bytes) in ram.chunks_mut(4096).enumerate() {
-        if (page as u64 + generation) % 3 != 0 {
+        if !(page as u64 + generation).is_multiple_of(3) {
             bytes[..8].copy_from_slice(&(generation << 16 | page as u64).to_le_bytes());
         }
     }

@@ -1,18 +1,19 @@
 //! Dirty tracking that chooses its own granule: cheap 2 MiB blocks until some block is written so often that precision
 //! pays, then 16 KiB pages for the whole region.
 //!
-//! The switch loses nothing, whenever it happens. It passes through three states: `COARSE`, `SWITCHING`, `FINE`. A marker
-//! sets its coarse bit first and looks at the state afterwards; the switcher publishes `SWITCHING` first and copies the
-//! coarse bits afterwards. Both orders are sequentially consistent, so either the copy sees the mark or the marker sees
-//! the switch and marks the fine bitmap too. [`TrackedRegion::bitmap`] gives out the fine bitmap only once the copy is
-//! complete.
+//! The switch loses nothing, whenever it happens. It passes through three states: coarse, switching, fine. A marker sets its
+//! coarse bit first and looks at the state afterwards; the switcher publishes "switching" first and copies the coarse bits
+//! afterwards. A fence stands between on both sides, so either the copy sees the mark, or the marker sees the switch and marks
+//! the fine bitmap too. [`TrackedRegion::bitmap`] gives out the fine bitmap only once the copy is complete. The model checker
+//! runs this in `protocol`.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::arch::PageGeometry;
 use crate::dirty::DirtyBitmap;
+use crate::dirty::protocol::{self, COARSE, FINE};
 use crate::error::Result;
 
 /// Faults per window and coarse block above which tracking steps down.
@@ -111,10 +112,6 @@ impl AdaptiveController {
     }
 }
 
-const COARSE: u8 = 0;
-const SWITCHING: u8 = 1;
-const FINE: u8 = 2;
-
 /// A RAM region whose dirty log adapts its granule.
 ///
 /// ```
@@ -178,16 +175,8 @@ impl TrackedRegion {
     pub fn mark_dirty(&self, addr: u64) -> bool {
         let Some(block) = self.coarse.page_index_of(addr) else { return false };
         self.controller.record_fault(block);
-        if self.state.load(Ordering::SeqCst) == FINE {
-            return self.fine.get().is_some_and(|fine| fine.set_dirty(addr));
-        }
-        let was_clean = self.coarse.set_dirty(addr);
-        // The mark must be visible before the state is read: see the module's argument.
-        fence(Ordering::SeqCst);
-        match self.fine.get() {
-            Some(fine) if self.state.load(Ordering::SeqCst) != COARSE => fine.set_dirty(addr),
-            _ => was_clean,
-        }
+        let fine = || self.fine.get().is_some_and(|fine| fine.set_dirty(addr));
+        protocol::mark(&self.state, || self.coarse.set_dirty(addr), fine)
     }
 
     /// Ends the controller's window if it is due; on a step-down the finer bitmap takes over with every bit set so far.
@@ -210,12 +199,122 @@ impl TrackedRegion {
         if page >= self.coarse.page_size() || self.fine.set(Arc::new(fine)).is_err() {
             return;
         }
-        self.state.store(SWITCHING, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        if let Some(fine) = self.fine.get()
-            && self.coarse.fold_into_finer(fine).is_ok()
-        {
-            self.state.store(FINE, Ordering::SeqCst);
+        if let Some(fine) = self.fine.get() {
+            // The geometry was checked above: the fold cannot fail.
+            protocol::switch(&self.state, || drop(self.coarse.fold_into_finer(fine)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SMALL: PageGeometry = PageGeometry {
+        host_page: 4096,
+        hvf_stage2_granule: 4096,
+        tracking_page_default: 65536,
+        tracking_page_hot: 4096,
+    };
+
+    fn wait_for_window() {
+        std::thread::sleep(ADAPTIVE_WINDOW + Duration::from_millis(5));
+    }
+
+    #[test]
+    fn steps_down_only_above_the_threshold_and_after_the_window() {
+        let controller = AdaptiveController::with_threshold(2, 3);
+        (0..3).for_each(|_| controller.record_fault(1));
+        controller.record_fault(7);
+        wait_for_window();
+        assert_eq!(controller.tick(), TrackingGranule::Coarse, "equal is not above");
+        (0..4).for_each(|_| controller.record_fault(1));
+        assert_eq!(controller.tick(), TrackingGranule::Coarse, "the window is not over");
+        wait_for_window();
+        assert_eq!(controller.tick(), TrackingGranule::Fine);
+        wait_for_window();
+        assert_eq!(controller.tick(), TrackingGranule::Fine, "never back");
+    }
+
+    #[test]
+    fn a_uniform_low_rate_stays_coarse() {
+        let controller = AdaptiveController::new(1000);
+        (0..1000).for_each(|block| (0..DEFAULT_STEP_DOWN_THRESHOLD).for_each(|_| controller.record_fault(block)));
+        wait_for_window();
+        assert_eq!(controller.tick(), TrackingGranule::Coarse);
+    }
+
+    #[test]
+    fn a_region_keeps_its_bits_and_its_old_bitmap_is_no_longer_fed() {
+        let region = TrackedRegion::with_threshold(0x10000, 4 * 65536, SMALL, 2).unwrap();
+        let old = region.bitmap();
+        (0..3).for_each(|_| {
+            region.mark_dirty(0x10000 + 65536 + 5);
+        });
+        assert!(!region.mark_dirty(0xffff) && !region.mark_dirty(0x10000 + 4 * 65536));
+        wait_for_window();
+        assert_eq!(region.tick_adaptive(), TrackingGranule::Fine);
+        let fine = region.bitmap();
+        assert_eq!((fine.page_size(), old.page_size()), (4096, 65536));
+        assert_eq!(fine.drain(), (16..32).collect::<Vec<_>>());
+        assert!(region.mark_dirty(0x10000));
+        assert!(!region.mark_dirty(0x10001));
+        assert!(!old.is_dirty(0x10000));
+        assert_eq!(fine.drain(), [0]);
+        assert!(TrackedRegion::new(0, 0, SMALL).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Writes, drains and a switch in any order: every page written since the last drain is in the next one.
+        #[test]
+        fn a_page_written_is_never_missed(steps in proptest::collection::vec((0u8..20, 0u64..64 * 4096), 1..200), switch_at in 0usize..200) {
+            let region = TrackedRegion::new(0, 64 * 4096, SMALL).unwrap();
+            let mut written = std::collections::BTreeSet::new();
+            for (n, (what, addr)) in steps.into_iter().enumerate() {
+                if n == switch_at {
+                    region.step_down();
+                }
+                if what == 0 {
+                    let bitmap = region.bitmap();
+                    let set = bitmap.snapshot();
+                    for page in std::mem::take(&mut written) {
+                        let page: u64 = page;
+                        prop_assert!(set.contains(page * 4096 / bitmap.page_size()), "page {} is missing", page);
+                    }
+                    bitmap.clear(&set);
+                } else {
+                    region.mark_dirty(addr);
+                    written.insert(addr / 4096);
+                }
+            }
+            let bitmap = region.bitmap();
+            for page in written {
+                prop_assert!(bitmap.is_dirty(page * 4096));
+            }
+        }
+    }
+
+    #[test]
+    fn a_switch_under_load_loses_nothing() {
+        for round in 0..20 {
+            let region = TrackedRegion::new(0, 1024 * 4096, SMALL).unwrap();
+            std::thread::scope(|scope| {
+                for thread in 0..4u64 {
+                    let region = &region;
+                    scope.spawn(move || {
+                        for i in 0..256 {
+                            region.mark_dirty((thread * 256 + i) * 4096);
+                        }
+                    });
+                }
+                (0..round * 50).for_each(|_| std::hint::spin_loop());
+                region.step_down();
+            });
+            assert_eq!(region.granule(), TrackingGranule::Fine);
+            assert_eq!(region.bitmap().drain(), (0..1024).collect::<Vec<_>>());
         }
     }
 }

@@ -4,8 +4,9 @@
 //! store by whoever drains the bit: `AcqRel` on both sides. A bit is never lost: it is in the bitmap, or in the hands of
 //! exactly one drainer.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
+use crate::dirty::protocol::Word;
 use crate::dirty::{PageSet, PageSetBuilder};
 use crate::error::{Result, SnapshotError};
 
@@ -104,8 +105,7 @@ impl DirtyBitmap {
             return false;
         }
         let bit = 1 << (page % 64);
-        // Always a read-modify-write, never "skip if set": the mark must be ordered after the caller's store to the page.
-        self.words[(page / 64) as usize].fetch_or(bit, Ordering::AcqRel) & bit == 0
+        self.words[(page / 64) as usize].set(bit) & bit == 0
     }
 
     /// Marks every page that `[addr, addr + len)` touches, clipped to the range.
@@ -125,7 +125,7 @@ impl DirtyBitmap {
         let mut page = first;
         while page < end {
             let in_word = (64 - page % 64).min(end - page);
-            self.words[(page / 64) as usize].fetch_or(word_mask(page % 64, in_word), Ordering::AcqRel);
+            self.words[(page / 64) as usize].set(word_mask(page % 64, in_word));
             page += in_word;
         }
     }
@@ -139,7 +139,7 @@ impl DirtyBitmap {
     /// Whether a page is dirty.
     #[must_use]
     pub fn is_dirty_by_index(&self, page: u64) -> bool {
-        page < self.page_count() && self.words[(page / 64) as usize].load(Ordering::Acquire) >> (page % 64) & 1 == 1
+        page < self.page_count() && self.words[(page / 64) as usize].get() >> (page % 64) & 1 == 1
     }
 
     /// Takes every bit out; page indices in ascending order.
@@ -151,15 +151,26 @@ impl DirtyBitmap {
 
     /// Takes every bit out, one word at a time, and hands over the page indices in ascending order.
     pub fn drain_into<F: FnMut(u64)>(&self, mut callback: F) {
-        for (i, word) in self.words.iter().enumerate() {
-            // A clean word costs one load; a mark that comes right after it belongs to the next drain.
-            if word.load(Ordering::Relaxed) == 0 {
+        self.each_taken(|i, mut bits| {
+            while bits != 0 {
+                callback(i * 64 + u64::from(bits.trailing_zeros()));
+                bits &= bits - 1;
+            }
+        });
+    }
+
+    /// Takes all bits out and hands over the words that had some, with their numbers.
+    fn each_taken(&self, mut callback: impl FnMut(u64, u64)) {
+        // Eight clean words cost one branch: a log of 64 GiB is scanned in some tens of microseconds.
+        for (i, group) in self.words.chunks(8).enumerate() {
+            if group.iter().fold(0, |any, word| any | word.peek()) == 0 {
                 continue;
             }
-            let mut bits = word.swap(0, Ordering::AcqRel);
-            while bits != 0 {
-                callback(i as u64 * 64 + u64::from(bits.trailing_zeros()));
-                bits &= bits - 1;
+            for (j, word) in group.iter().enumerate() {
+                match word.take() {
+                    0 => {}
+                    bits => callback((i * 8 + j) as u64, bits),
+                }
             }
         }
     }
@@ -198,7 +209,11 @@ impl DirtyBitmap {
     /// ```
     #[must_use]
     pub fn snapshot(&self) -> PageSet {
-        self.collect(|word| word.load(Ordering::Acquire))
+        let mut builder = PageSetBuilder::new(self.page_size, self.page_count());
+        for (i, word) in self.words.iter().enumerate() {
+            push_word(&mut builder, i as u64, word.get());
+        }
+        builder.finish()
     }
 
     /// Takes the dirty pages out for a snapshot that a running guest does not wait for: marks made from now on belong to
@@ -216,10 +231,9 @@ impl DirtyBitmap {
     /// # Ok::<(), squib_snapshot::SnapshotError>(())
     /// ```
     pub fn take(&self) -> TakenPages<'_> {
-        let pages = self.collect(|word| match word.load(Ordering::Relaxed) {
-            0 => 0,
-            _ => word.swap(0, Ordering::AcqRel),
-        });
+        let mut builder = PageSetBuilder::new(self.page_size, self.page_count());
+        self.each_taken(|i, bits| push_word(&mut builder, i, bits));
+        let pages = builder.finish();
         TakenPages { bitmap: self, pages, committed: false }
     }
 
@@ -231,7 +245,7 @@ impl DirtyBitmap {
             let mut page = first;
             while page < end {
                 let in_word = (64 - page % 64).min(end - page);
-                self.words[(page / 64) as usize].fetch_and(!word_mask(page % 64, in_word), Ordering::AcqRel);
+                self.words[(page / 64) as usize].clear(word_mask(page % 64, in_word));
                 page += in_word;
             }
         }
@@ -243,23 +257,19 @@ impl DirtyBitmap {
             self.set_pages_dirty(first, count);
         }
     }
+}
 
-    fn collect(&self, mut read: impl FnMut(&AtomicU64) -> u64) -> PageSet {
-        let mut builder = PageSetBuilder::new(self.page_size, self.page_count());
-        for (i, word) in self.words.iter().enumerate() {
-            let mut bits = read(word);
-            let mut at = i as u64 * 64;
-            while bits != 0 {
-                let skip = bits.trailing_zeros();
-                bits >>= skip;
-                let run = bits.trailing_ones();
-                at += u64::from(skip);
-                builder.push_run(at, u64::from(run));
-                at += u64::from(run);
-                bits = bits.checked_shr(run).unwrap_or(0);
-            }
-        }
-        builder.finish()
+/// Adds the runs of ones in word number `i`.
+fn push_word(builder: &mut PageSetBuilder, i: u64, mut bits: u64) {
+    let mut at = i * 64;
+    while bits != 0 {
+        let skip = bits.trailing_zeros();
+        bits >>= skip;
+        let run = bits.trailing_ones();
+        at += u64::from(skip);
+        builder.push_run(at, u64::from(run));
+        at += u64::from(run);
+        bits = bits.checked_shr(run).unwrap_or(0);
     }
 }
 

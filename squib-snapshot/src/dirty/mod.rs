@@ -6,6 +6,7 @@
 mod adaptive;
 mod bitmap;
 mod page_set;
+mod protocol;
 
 pub use adaptive::{ADAPTIVE_WINDOW, AdaptiveController, DEFAULT_STEP_DOWN_THRESHOLD, TrackedRegion, TrackingGranule};
 pub use bitmap::{DirtyBitmap, TakenPages};

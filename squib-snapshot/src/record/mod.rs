@@ -6,6 +6,7 @@
 //! The bytes are described in [`format`](crate::format) and written by `codec`.
 
 mod codec;
+mod report;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -4,7 +4,8 @@
 //! 0   8  magic "SQUIBJNL"
 //! 8   2  layout, 1
 //! 10  8  file number (inode) of the new memory file, 0 if the system has none
-//! 18  …  five byte strings, each a 2-byte length and its bytes:
+//! 18  8  file number of the new state file
+//! 26  …  five byte strings, each a 2-byte length and its bytes:
 //!        memory directory (empty: the journal's own), memory name, new memory name, state name, new state name
 //! end 8  CRC-64/NVME of everything before
 //! ```
@@ -41,8 +42,8 @@ pub(super) struct Journal {
     memory_temp: OsString,
     state: OsString,
     state_temp: OsString,
-    /// Tells a memory file that was renamed already from one that is lost.
-    pub(super) memory_id: u64,
+    /// File numbers of the new memory and state, which tell one that was renamed already from one that is lost.
+    pub(super) ids: [u64; 2],
 }
 
 impl Journal {
@@ -51,7 +52,7 @@ impl Journal {
         memory: &Path,
         state_temp: &Path,
         memory_temp: &Path,
-        memory_id: u64,
+        [state_id, memory_id]: [u64; 2],
     ) -> Result<Self> {
         let name = |p: &Path| p.file_name().map(OsStr::to_os_string).unwrap_or_default();
         let (state_dir, memory_dir) = (parent_dir(state), parent_dir(memory));
@@ -67,7 +68,7 @@ impl Journal {
             memory_temp: name(memory_temp),
             state: name(state),
             state_temp: name(state_temp),
-            memory_id,
+            ids: [memory_id, state_id],
         };
         if journal.to_bytes().len() > MAX_LEN || journal.strings().iter().any(|s| to_bytes(s).is_none()) {
             return Err(SnapshotError::InvalidPath(format!("{} is too long or not Unicode", memory.display())));
@@ -82,7 +83,7 @@ impl Journal {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend(LAYOUT.to_le_bytes());
-        out.extend(self.memory_id.to_le_bytes());
+        self.ids.iter().for_each(|id| out.extend(id.to_le_bytes()));
         for text in self.strings() {
             let bytes = to_bytes(text).unwrap_or_default();
             out.extend((bytes.len() as u16).to_le_bytes());
@@ -108,9 +109,12 @@ impl Journal {
         if layout != LAYOUT {
             return Err(format!("its layout {layout} is unknown"));
         }
-        let (id, tail) = rest.split_first_chunk::<8>().ok_or("it is cut short")?;
-        let memory_id = u64::from_le_bytes(*id);
-        rest = tail;
+        let mut ids = [0; 2];
+        for id in &mut ids {
+            let (head, tail) = rest.split_first_chunk::<8>().ok_or("it is cut short")?;
+            *id = u64::from_le_bytes(*head);
+            rest = tail;
+        }
         let mut text = || -> Result<OsString, String> {
             let len = number(&mut rest)?;
             let (head, tail) = rest.split_at_checked(len.into()).ok_or("it is cut short")?;
@@ -124,7 +128,7 @@ impl Journal {
             memory_temp: text()?,
             state: text()?,
             state_temp: text()?,
-            memory_id,
+            ids,
         };
         if !rest.is_empty() {
             return Err("it has bytes left over".into());
@@ -214,8 +218,14 @@ mod tests {
 
     fn journal(state: &str, memory: &str) -> Journal {
         let beside = |dest: &str, temp: &str| Path::new(dest).with_file_name(temp);
-        Journal::new(Path::new(state), Path::new(memory), &beside(state, STATE_TEMP), &beside(memory, MEMORY_TEMP), 77)
-            .unwrap()
+        Journal::new(
+            Path::new(state),
+            Path::new(memory),
+            &beside(state, STATE_TEMP),
+            &beside(memory, MEMORY_TEMP),
+            [77, 78],
+        )
+        .unwrap()
     }
 
     #[test]

@@ -4,20 +4,19 @@
 //! The steps, each of which the tests crash at:
 //!
 //! 1. Lock both destinations (`NAME.squib-lock`), finish or undo what an earlier crash left, remove abandoned files.
-//! 2. Write memory and state to new files beside their destinations (`NAME.squib-<16 hex>.new`, created exclusively, mode
-//!    0600) and sync both.
-//! 3. Sync the directories: both names are durable.
-//! 4. Write the journal, which names both files and both destinations, to a new file, sync it, rename it to
-//!    `STATE.squib-journal` and sync the directory. **This is the commit.**
-//! 5. Rename memory and state over their destinations and sync the directories.
-//! 6. Remove the journal.
+//! 2. Write memory, state and journal to new files beside their destinations (`NAME.squib-<16 hex>.new`, created exclusively,
+//!    mode 0600) and sync the three. The journal names the other two, their file numbers and both destinations.
+//! 3. Rename the journal to `STATE.squib-journal` and sync the directories. **This is the commit.**
+//! 4. Rename memory and state over their destinations and sync the directories.
+//! 5. Remove the journal.
 //!
-//! A crash before 4 leaves no journal, or one that is complete and durable together with both files; without a journal
-//! nothing was renamed and the new files are removed by the next save. A crash after 4 leaves the journal: recovery renames what
-//! is still to be renamed and goes on at 5; should the new memory file be gone without having become the destination (its
-//! file number tells), it removes the journal and then the new state instead. Renames may reach the disk in any order, because the journal outlives them.
+//! A crash before 3 leaves no journal: nothing was renamed, and the next save removes the new files. A crash within 3 may leave
+//! the journal's name without that of a new file; its destination is another file then (the file numbers tell), and as nothing was
+//! renamed yet the old pair is complete: recovery removes the journal and then the new files. A crash after 3 leaves all three
+//! names: recovery renames what is still to be renamed and goes on at 4. Renames may reach the disk in any order, because the journal
+//! outlives them; a journal that outlives its own removal has nothing left to rename.
 //!
-//! An error before 4 undoes everything. An error after 4 undoes the commit by removing the journal (durably, *before* the
+//! An error before 3 undoes everything. An error after it undoes the commit by removing the journal (durably, *before* the
 //! new files go) as long as nothing was renamed; after that the commit stands and is finished by the next load.
 
 #[cfg(test)]
@@ -104,27 +103,29 @@ impl<'f> Transaction<'f> {
 
     /// Writes the state and commits both files.
     pub(crate) fn commit(mut self, state_bytes: &[u8]) -> Result<()> {
-        self.memory_file.sync().map_err(SnapshotError::MemoryIo)?;
         let (state_temp, state_file) = create_pending(self.fs, &self.state)?;
         self.pending.push(state_temp);
         state_file.write_all_at(state_bytes, 0)?;
-        state_file.sync()?;
-        drop(state_file);
-        self.sync_dirs()?;
-
         let journal = Journal::new(
             &self.state,
             &self.memory,
             &self.pending[1],
             &self.pending[0],
-            self.fs.file_id(&self.pending[0])?,
+            [self.fs.file_id(&self.pending[1])?, self.fs.file_id(&self.pending[0])?],
         )?;
         let journal_path = journal_path(&self.state);
         let (journal_temp, journal_file) = create_pending(self.fs, &journal_path)?;
         self.pending.push(journal_temp.clone());
         journal_file.write_all_at(&journal.to_bytes(), 0)?;
-        journal_file.sync()?;
-        drop(journal_file);
+        // At the same time: a journalling file system then makes one commit of the three.
+        let (memory, state) = std::thread::scope(|scope| {
+            let memory = scope.spawn(|| self.memory_file.sync());
+            let state = scope.spawn(|| state_file.sync());
+            let journal = journal_file.sync();
+            (join(memory), join(state).and(journal))
+        });
+        memory.map_err(SnapshotError::MemoryIo)?;
+        state?;
 
         let placed = self.place(&journal_temp, &journal_path);
         match placed {
@@ -138,19 +139,16 @@ impl<'f> Transaction<'f> {
 
     /// Steps 4 to 6. The error comes with how far they got.
     fn place(&self, journal_temp: &Path, journal_path: &Path) -> Result<(), (SnapshotError, Reached)> {
-        let dir = parent_dir(&self.state);
         let rename = |from: &Path, to: &Path, reached| {
             self.fs.rename(from, to).map_err(|e| (SnapshotError::AtomicCommitFailed(e), reached))
         };
         rename(journal_temp, journal_path, Reached::NoJournal)?;
-        self.fs.sync_dir(&dir).map_err(|e| (SnapshotError::Io(e), Reached::Journal))?;
+        self.sync_dirs().map_err(|e| (e, Reached::Journal))?;
         rename(&self.pending[0], &self.memory, Reached::Journal)?;
         rename(&self.pending[1], &self.state, Reached::Renames)?;
         self.sync_dirs().map_err(|e| (e, Reached::Renames))?;
         // From here on the pair is in place and durable; a journal that stays behind is found to be done.
-        if self.fs.remove(journal_path).is_ok() {
-            let _ = self.fs.sync_dir(&dir);
-        }
+        let _ = self.fs.remove(journal_path);
         Ok(())
     }
 
@@ -199,6 +197,10 @@ enum Reached {
     NoJournal,
     Journal,
     Renames,
+}
+
+fn join(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("syncing panicked")))
 }
 
 /// Locks that are given back, lock files removed, when this is dropped.
@@ -267,20 +269,27 @@ fn recover_locked(fs: &dyn Fs, state: &Path) -> Result<Recovered> {
     let bytes = fs.read_small(&path, journal::MAX_LEN)?;
     let journal =
         Journal::from_bytes(&bytes, state).map_err(|reason| SnapshotError::Journal { path: path.clone(), reason })?;
-    let [(memory_temp, memory), (state_temp, _)] = journal.renames();
     let exists = |path: &Path| Ok::<_, SnapshotError>(fs.kind(path)? == Some(Kind::File));
-    let state_waits = exists(&state_temp)?;
-    let memory_is = if exists(&memory)? { fs.file_id(&memory)? } else { 0 };
-    if state_waits && !exists(&memory_temp)? && memory_is != journal.memory_id {
-        // The new memory file was removed by somebody: the old pair is still complete.
+    let mut waiting = Vec::new();
+    let mut lost = false;
+    for ((temp, dest), id) in journal.renames().into_iter().zip(journal.ids) {
+        if exists(&temp)? {
+            waiting.push(temp);
+        } else {
+            lost |= !exists(&dest)? || fs.file_id(&dest)? != id;
+        }
+    }
+    if lost && !waiting.is_empty() {
+        // A new file is gone and not in place: nothing was renamed, the old pair is complete.
         fs.remove(&path)?;
         fs.sync_dir(&parent_dir(state))?;
-        fs.remove(&state_temp)?;
+        waiting.iter().try_for_each(|temp| fs.remove(temp))?;
         return Ok(Recovered::Undone);
     }
-    // The crash may have come before the journal was durable, and the next one must find it as long as only one of the
-    // two renames is.
-    fs.sync_dir(&parent_dir(state))?;
+    // The crash may have come before the three names were durable; they must be before the first rename is.
+    for dir in journal.directories() {
+        fs.sync_dir(&dir)?;
+    }
     let mut result = Recovered::Nothing;
     for (temp, dest) in journal.renames() {
         if exists(&temp)? {
@@ -300,7 +309,8 @@ fn recover_locked(fs: &dyn Fs, state: &Path) -> Result<Recovered> {
 /// commit.
 pub(crate) fn recover_directory(fs: &dyn Fs, dir: &Path) -> Result<RecoverReport> {
     let mut report = RecoverReport::default();
-    let names = fs.list(dir)?;
+    let mut names = fs.list(dir)?;
+    names.sort();
     for name in &names {
         let Some(state) = journal::strip(name, JOURNAL_SUFFIX) else { continue };
         let state = dir.join(state);
@@ -351,6 +361,36 @@ impl RecoverReport {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// An object with the fields' names as keys.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let list = |paths: &[PathBuf]| paths.iter().map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>();
+        serde_json::json!({
+            "finished": list(&self.finished),
+            "undone": list(&self.undone),
+            "removed": list(&self.removed),
+            "busy": list(&self.busy),
+        })
+    }
+
+    /// Text for a terminal.
+    #[must_use]
+    pub fn human(&self) -> String {
+        if self.is_clean() {
+            return "nothing to recover\n".into();
+        }
+        let lines = [
+            ("finished an interrupted save of", &self.finished),
+            ("undid an interrupted save of", &self.undone),
+            ("removed", &self.removed),
+            ("left alone, a save is going on:", &self.busy),
+        ];
+        let each = |(what, paths): (&str, &Vec<PathBuf>)| -> String {
+            paths.iter().map(|p| format!("{what} {}\n", p.display())).collect()
+        };
+        lines.into_iter().map(each).collect()
     }
 }
 

@@ -1,0 +1,314 @@
+//! What a snapshot costs, each figure beside its baseline from the same run: `cargo bench -p squib-snapshot`.
+//!
+//! The table at the end gives our time over the baseline's (rates the other way round), from the median and from the best
+//! sample, and the bound that the project holds itself to. `SQUIB_BENCH_MIB` sets the size of RAM (1024), `TMPDIR` the
+//! file system.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::hint::black_box;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, SamplingMode};
+use squib_snapshot::*;
+
+const PAGE: u64 = 16384;
+
+/// Every sample of every benchmark, for the table.
+#[derive(Default)]
+struct Samples(RefCell<BTreeMap<String, Vec<Duration>>>);
+
+impl Samples {
+    /// Benchmarks `work`, with a run of the baseline before each of its own so that other load on the machine meets both alike.
+    fn run(
+        &self,
+        c: &mut Criterion,
+        name: &str,
+        samples: usize,
+        base: &mut Baseline<'_>,
+        mut work: impl FnMut() -> Duration,
+    ) {
+        let (group, id) = name.split_once('/').unwrap_or((name, name));
+        let mut group = c.benchmark_group(group);
+        group.sample_size(samples).sampling_mode(SamplingMode::Flat);
+        group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(10));
+        group.bench_function(id, |b| {
+            b.iter_custom(|iterations| {
+                let mut total = Duration::ZERO;
+                for _ in 0..iterations {
+                    if let Some((baseline, run)) = base {
+                        self.add(baseline, run());
+                    }
+                    let time = work();
+                    self.add(name, time);
+                    total += time;
+                }
+                total
+            });
+        });
+        group.finish();
+    }
+
+    fn add(&self, name: &str, time: Duration) {
+        self.0.borrow_mut().entry(name.to_string()).or_default().push(time);
+    }
+
+    /// Median and best.
+    fn of(&self, name: &str) -> Option<(f64, f64)> {
+        let mut all = self.0.borrow().get(name)?.clone();
+        all.sort();
+        Some((all[all.len() / 2].as_secs_f64(), all[0].as_secs_f64()))
+    }
+
+    fn ratio(&self, what: &str, ours: &str, baseline: &str, bound: &str) {
+        if let (Some(a), Some(b)) = (self.of(ours), self.of(baseline)) {
+            let (median, best) = (a.0 / b.0, a.1 / b.1);
+            println!("| {what} | {:.3} ms | {:.3} ms | {median:.2} ({best:.2}) | {bound} |", a.0 * 1e3, b.0 * 1e3);
+        }
+    }
+}
+
+/// Name and code of what a benchmark is compared with.
+type Baseline<'a> = Option<(&'static str, &'a mut dyn FnMut() -> Duration)>;
+
+fn timed<T>(work: impl FnOnce() -> T) -> Duration {
+    let start = Instant::now();
+    black_box(work());
+    start.elapsed()
+}
+
+/// Bytes without repetition.
+fn noise(len: usize) -> Vec<u8> {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        bytes.extend(seed.to_le_bytes());
+    }
+    bytes
+}
+
+struct Files {
+    dir: tempfile::TempDir,
+    state: MicrovmState,
+    machine: MachineRecord,
+}
+
+impl Files {
+    fn new() -> Self {
+        let state = MicrovmState {
+            vm_info: VmInfo { track_dirty_pages: true, ..VmInfo::default() },
+            vcpu_states: vec![VcpuState::new(0)],
+            gic_state: GicState::from_bytes(vec![1]),
+            ..MicrovmState::default()
+        };
+        Self { dir: tempfile::tempdir().expect("a directory"), state, machine: MachineRecord::default() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn save(&self, ram: &dyn PageReader, ram_size: u64, contents: Contents<'_>) -> PairReport {
+        let request = PairRequest {
+            state_path: &self.path("vm.snap"),
+            memory_path: &self.path("vm.mem"),
+            state: &self.state,
+            machine: &self.machine,
+            memory: ram,
+            ram_start: 0,
+            ram_size,
+            contents,
+            block_size: 0,
+        };
+        save_pair(&request).expect("the save works")
+    }
+}
+
+fn bare_write(path: &Path, bytes: &[u8]) {
+    let mut file = File::create(path).expect("a file");
+    for chunk in bytes.chunks(1 << 20) {
+        file.write_all(chunk).expect("a write");
+    }
+    file.sync_all().expect("a sync");
+}
+
+fn bare_pages(path: &Path, ram: &[u8], pages: &PageSet) {
+    let file = File::create(path).expect("a file");
+    file.set_len(ram.len() as u64).expect("a length");
+    for page in pages.iter() {
+        let at = page * PAGE;
+        write_all_at(&file, &ram[at as usize..(at + PAGE) as usize], at);
+    }
+    file.sync_all().expect("a sync");
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, bytes: &[u8], at: u64) {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, at).expect("a write");
+}
+
+#[cfg(not(unix))]
+fn write_all_at(mut file: &File, bytes: &[u8], at: u64) {
+    use std::io::{Seek, SeekFrom};
+    file.seek(SeekFrom::Start(at)).expect("a seek");
+    file.write_all(bytes).expect("a write");
+}
+
+/// A source that hides its memory, so that every byte is copied out of it.
+struct Copying<'a>(&'a [u8]);
+
+impl PageReader for Copying<'_> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+}
+
+fn memory(c: &mut Criterion, s: &Samples, size: usize) {
+    let files = Files::new();
+    let mut ram = noise(size);
+    let bare = files.path("bare");
+    let mut bare_full = || timed(|| bare_write(&bare, &ram));
+    let mut base = Some(("full/bare write + sync", &mut bare_full as &mut dyn FnMut() -> Duration));
+    s.run(c, "full/save", 10, &mut base, || timed(|| files.save(&ram, size as u64, Contents::Full)));
+    s.run(c, "full/save from a copying source", 10, &mut base, || {
+        timed(|| files.save(&Copying(&ram), size as u64, Contents::Full))
+    });
+
+    let pages = size as u64 / PAGE;
+    let dirty = PageSet::from_pages(PAGE, pages, (0..pages / 100).map(|i| i * 100 + i * 37 % 100));
+    let parent = SnapshotId([1; 16]);
+    let mut bare_diff = || timed(|| bare_pages(&bare, &ram, &dirty));
+    let mut base = Some(("diff/bare pwrite + sync", &mut bare_diff as &mut dyn FnMut() -> Duration));
+    s.run(c, "diff/save", 30, &mut base, || {
+        timed(|| files.save(&ram, size as u64, Contents::Diff { parent, pages: &dirty }))
+    });
+
+    let dense = ram.clone();
+    for (page, bytes) in ram.chunks_mut(PAGE as usize).enumerate() {
+        if page * 7 % 10 != 0 {
+            bytes.fill(0);
+        }
+    }
+    let mut full = || timed(|| files.save(&dense, size as u64, Contents::Full));
+    let mut base = Some(("sparse/dense save", &mut full as &mut dyn FnMut() -> Duration));
+    s.run(c, "sparse/save", 10, &mut base, || timed(|| files.save(&ram, size as u64, Contents::Full)));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let used = std::fs::metadata(files.path("vm.mem")).expect("the file").blocks() * 512;
+        let held = ram.chunks(PAGE as usize).filter(|p| p.iter().any(|b| *b != 0)).count() as u64 * PAGE;
+        println!("sparse: {used} bytes on disk for {held} non-zero bytes: {:.4}", used as f64 / held as f64);
+    }
+}
+
+fn digests(c: &mut Criterion, s: &Samples) {
+    let ram = noise(256 << 20);
+    let sum =
+        || ram.chunks_exact(8).fold(0u64, |a, w| a.wrapping_add(u64::from_le_bytes(w.try_into().expect("eight"))));
+    let mut read = || timed(sum);
+    let mut base = Some(("digest/read every byte", &mut read as &mut dyn FnMut() -> Duration));
+    let crc = || crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &ram);
+    s.run(c, "digest/checksum", 20, &mut base, || timed(crc));
+    let zeros = vec![0u8; 256 << 20];
+    let zero_page = [0u8; 4096];
+    let compare = || zeros.chunks_exact(4096).all(|p| p == zero_page);
+    s.run(c, "digest/zero detection", 20, &mut base, || timed(|| assert!(black_box(compare()))));
+}
+
+fn machine_of_32() -> MicrovmState {
+    let vcpu = |n: u64| {
+        let mut v = VcpuState::new(n);
+        v.regs.x = std::array::from_fn(|i| 0xffff_8000_0000_0000 + n * 4096 + i as u64);
+        v.fp_regs.v = std::array::from_fn(|i| [n.wrapping_mul(0x9e37_79b9_7f4a_7c15), i as u64]);
+        v.sys_regs = SysReg::all().iter().map(|r| (r.as_encoded(), r.as_encoded() << n)).collect();
+        v.psci_state = PsciVcpuState::On;
+        v
+    };
+    let device =
+        |n: u32| DeviceState { kind: "virtio-block".into(), id: format!("disk{n}"), mmio_slot: n, blob: noise(512) };
+    MicrovmState {
+        vcpu_states: (0..32).map(vcpu).collect(),
+        device_states: DeviceStates::from_devices((0..16).map(device)),
+        gic_state: GicState::from_bytes(noise(32 << 10)),
+        ..MicrovmState::default()
+    }
+}
+
+fn state(c: &mut Criterion, s: &Samples) {
+    let snapshot = Snapshot::new(machine_of_32());
+    let mut bytes = Vec::new();
+    snapshot.save(&mut bytes).expect("it encodes");
+    let mut bare = || timed(|| bitcode::serialize(&snapshot));
+    let mut base = Some(("state/bare bitcode encode", &mut bare as &mut dyn FnMut() -> Duration));
+    s.run(c, "state/encode + CRC", 100, &mut base, || {
+        let mut out = Vec::with_capacity(bytes.len());
+        timed(|| snapshot.save(&mut out).expect("it encodes"))
+    });
+    let body = &bytes[..bytes.len() - 8];
+    let decode = || bitcode::deserialize::<Snapshot<MicrovmState>>(body).expect("it decodes");
+    let mut bare = || timed(decode);
+    let mut base = Some(("state/bare bitcode decode", &mut bare as &mut dyn FnMut() -> Duration));
+    s.run(c, "state/decode + verify", 100, &mut base, || {
+        timed(|| {
+            let file = StateFile::from_slice(&bytes).expect("it decodes");
+            file.state().verify_compatible().expect("it fits");
+        })
+    });
+    println!("state: 32 vCPUs, 16 devices, {} bytes", bytes.len());
+}
+
+fn bitmap(c: &mut Criterion, s: &Samples) {
+    let log = DirtyBitmap::new(0, 64 << 30, PAGE).expect("a bitmap");
+    let words = vec![0u64; (64 << 30) / PAGE as usize / 64];
+    let mut bare = || timed(|| assert!(black_box(&words).iter().all(|w| *w == 0)));
+    let mut base = Some(("drain/bare scan of the words", &mut bare as &mut dyn FnMut() -> Duration));
+    s.run(c, "drain/64 GiB clean", 200, &mut base, || timed(|| log.drain_into(|_| ())));
+    let marks = 1 << 20;
+    let mark = |thread: u64| {
+        let mut at = thread.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for _ in 0..marks {
+            at ^= at << 13;
+            at ^= at >> 7;
+            at ^= at << 17;
+            black_box(log.set_dirty_by_index(at % (4 << 20)));
+        }
+    };
+    let mut one = || timed(|| mark(1));
+    let mut base = Some(("mark/1 thread", &mut one as &mut dyn FnMut() -> Duration));
+    s.run(c, "mark/8 threads, 8 times the marks", 20, &mut base, || {
+        timed(|| std::thread::scope(|scope| (0..8).for_each(|t| drop(scope.spawn(move || mark(t + 1))))))
+    });
+}
+
+fn main() {
+    let mut c = Criterion::default().configure_from_args().without_plots();
+    let s = Samples::default();
+    let mib: usize = std::env::var("SQUIB_BENCH_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(1024);
+    digests(&mut c, &s);
+    state(&mut c, &s);
+    bitmap(&mut c, &s);
+    memory(&mut c, &s, mib << 20);
+    c.final_summary();
+
+    println!("\n{mib} MiB of RAM; median times; ratio of medians (of best samples)\n");
+    println!("| figure | ours | baseline | ratio | bound |\n|---|---|---|---|---|");
+    let bare = "full/bare write + sync";
+    s.ratio("full save, incompressible : bare write + sync", "full/save", bare, "1.11");
+    s.ratio("full save from a copying source : the same", "full/save from a copying source", bare, "");
+    s.ratio("full save, 90 % zero : full save, dense", "sparse/save", "sparse/dense save", "0.25");
+    s.ratio("diff save, 1 % scattered : bare pwrite + sync", "diff/save", "diff/bare pwrite + sync", "1.3");
+    s.ratio("checksum, 256 MiB : reading every byte", "digest/checksum", "digest/read every byte", "");
+    s.ratio("zero detection, 256 MiB : the same", "digest/zero detection", "digest/read every byte", "");
+    s.ratio("state encode + CRC : bare bitcode", "state/encode + CRC", "state/bare bitcode encode", "under 1 ms");
+    s.ratio("state decode + verify : bare bitcode", "state/decode + verify", "state/bare bitcode decode", "under 1 ms");
+    s.ratio("drain, 64 GiB clean : bare scan", "drain/64 GiB clean", "drain/bare scan of the words", "under 0.1 ms");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let bound = format!("{:.1} on {cores} cores", 8.0 / cores.min(8) as f64);
+    s.ratio("8 x marks on 8 threads : 1 thread", "mark/8 threads, 8 times the marks", "mark/1 thread", &bound);
+}
