@@ -4,6 +4,9 @@ pub mod block;
 pub mod mmio;
 pub mod rng;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 
 use virtio_queue::DescriptorChain;
