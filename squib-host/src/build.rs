@@ -12,7 +12,7 @@ use applevisor::prelude::{
     GicConfig, GicEnabled, HypervisorError, Vcpu, VirtualMachine, VirtualMachineConfig, VirtualMachineInstance,
 };
 
-use crate::clock::WallClock;
+use crate::clock::{self, WallClock};
 use crate::config::{ClockMode, ConsoleConfig, ConsoleInput, StopReason};
 use crate::devices::console::Console;
 use crate::devices::pl011::Pl011;
@@ -228,6 +228,16 @@ fn start_vcpus(shared: &Arc<Shared>, count: usize) -> Result<Threads> {
     // Set once, here, before anything runs.
     let _ = shared.redistributors.set(redistributors);
     Ok(threads)
+}
+
+/// Measures the guest's counter on vCPU 0, which is to be given its registers afterwards. After the GIC's state is restored, since
+/// that must happen before any vCPU runs.
+pub fn measure_counter(parts: &Parts, clock: ClockMode) -> Result<()> {
+    let shared = &parts.shared;
+    let frequency = shared.control.call(&shared.vm, 0, None, VcpuThread::measure_counter)??;
+    clock::set_counter_frequency(frequency, clock);
+    shared.control.set_guest_counter(0);
+    Ok(())
 }
 
 /// Creates all devices in their reset state and attaches them.

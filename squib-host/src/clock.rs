@@ -1,9 +1,12 @@
 //! The clock that `vtimer_offset` is defined against, the guest's counter made from it, and wall time.
 //!
-//! A guest reads `CNTVCT = mach_absolute_time() - vtimer_offset` (Apple's header). Time that passes while the machine stands
+//! A guest reads `CNTVCT = mach_absolute_time() - vtimer_offset` (Apple's header). Whether its counter ticks at the rate of
+//! `mach_absolute_time` depends on chip, system and SDK, so the guest's rate is measured ([`crate::hv::probe`]) and everything here
+//! is in ticks of the guest's counter. Time that passes while the machine stands
 //! still is taken out by moving the offset, one offset for all vCPUs, so guest time never jumps: not over a pause, not over
 //! a restore.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::ClockMode;
@@ -41,12 +44,50 @@ mod kernel {
     }
 }
 
-pub use kernel::mach_absolute_time;
+/// Frequency of the guest's counter, and of the ticks that [`host_counter`] makes of `mach_absolute_time`; 0 while unknown.
+/// One per process, as the virtual machine is.
+static FREQUENCY: AtomicU64 = AtomicU64::new(0);
+static TICKS: AtomicU64 = AtomicU64::new(0);
 
-/// Ticks per second of the guest's counter.
-pub fn counter_frequency() -> u64 {
+/// `mach_absolute_time` ticks per second.
+fn mach_frequency() -> u64 {
     let (numer, denom) = kernel::timebase();
     if numer == 0 { 24_000_000 } else { 1_000_000_000 * u64::from(denom) / u64::from(numer) }
+}
+
+fn or_mach(frequency: &AtomicU64) -> u64 {
+    match frequency.load(Ordering::Relaxed) {
+        0 => mach_frequency(),
+        known => known,
+    }
+}
+
+/// Ticks per second of the guest's counter, as CNTFRQ_EL0 tells the guest.
+pub fn counter_frequency() -> u64 {
+    or_mach(&FREQUENCY)
+}
+
+/// Sets the measured frequency. Deterministic time is counted in instructions, whatever the guest calls them.
+pub fn set_counter_frequency(frequency: u64, clock: ClockMode) {
+    FREQUENCY.store(frequency, Ordering::Relaxed);
+    TICKS.store(if clock == ClockMode::Deterministic { 0 } else { frequency }, Ordering::Relaxed);
+}
+
+fn scale(mach_ticks: u64, ticks: u64, mach: u64) -> u64 {
+    (u128::from(mach_ticks) * u128::from(ticks) / u128::from(mach)) as u64
+}
+
+/// The counter without any offset, in the guest's ticks.
+pub fn host_counter() -> u64 {
+    scale(kernel::mach_absolute_time(), or_mach(&TICKS), mach_frequency())
+}
+
+/// A value that no guest has read past: where the guest's counter is the finer one, `mach_absolute_time` is behind it by up to
+/// one of its own ticks.
+pub fn host_counter_bound() -> u64 {
+    let (ticks, mach) = (or_mach(&TICKS), mach_frequency());
+    let now = kernel::mach_absolute_time();
+    if ticks == mach { now } else { scale(now.saturating_add(1), ticks, mach) }
 }
 
 /// Where wall-clock seconds come from.
@@ -66,6 +107,15 @@ impl WallClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_convert_without_truncated_factors() {
+        assert_eq!(scale(24_000_000, 1_000_000_000, 24_000_000), 1_000_000_000);
+        assert_eq!(scale(u64::MAX, 24_000_000, 24_000_000), u64::MAX);
+        assert_eq!(scale(1, 1_000_000_000, 24_000_000), 41);
+        let counter = host_counter();
+        assert!(host_counter_bound() >= counter);
+    }
 
     #[test]
     fn deterministic_wall_time_follows_the_counter_only() {

@@ -8,6 +8,7 @@
 //! | `0x0901_0000` | 4 KiB | PL031 real-time clock |
 //! | `0x0a00_0000` | 32 × 4 KiB | virtio-mmio slots |
 //! | `0x1000_0000` | up to 512 MiB | GIC redistributors (128 KiB a vCPU; the framework reserves about 32 MiB) |
+//! | `0x3800_0000` | 16 KiB | a page that measures the counter before the guest runs, then nothing |
 //! | `0x4000_0000` | up to 1 TiB | RAM |
 //!
 //! Everything below RAM is never mapped at stage 2, so an access there is an MMIO exit. Interrupts: SPI `n` has INTID `32 + n`.
@@ -46,6 +47,9 @@ pub const VIRTIO_SPI: u32 = 16;
 /// Number of INTIDs at the top of the SPI range set aside for MSIs.
 pub const MSI_INTIDS: u32 = 64;
 
+/// Where the two instructions run that measure the counter.
+pub const PROBE: u64 = 0x3800_0000;
+
 /// Start of RAM.
 pub const RAM_BASE: u64 = 0x4000_0000;
 /// The most RAM a machine can have.
@@ -81,6 +85,7 @@ mod tests {
             (RTC, DEVICE_SIZE),
             (VIRTIO, u64::from(VIRTIO_SLOTS) * DEVICE_SIZE),
             (GIC_REDISTRIBUTORS, GIC_REDISTRIBUTORS_END - GIC_REDISTRIBUTORS),
+            (PROBE, 0x4000),
             (RAM_BASE, RAM_MAX),
         ];
         regions.sort();

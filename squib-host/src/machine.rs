@@ -38,6 +38,8 @@ pub struct Machine {
     pub(crate) description: Description,
     pub(crate) clock: ClockMode,
     running: bool,
+    /// Instructions executed in this process before the guest's first.
+    instructions_at_start: u64,
     /// When the vCPUs were asked to stop, for the pause a snapshot reports.
     pub(crate) stopped_at: Option<Instant>,
     _terminal: Option<RawTerminal>,
@@ -75,6 +77,8 @@ impl Machine {
             .map(|d| Disk { path: d.path.clone(), read_only: d.read_only, overridden: false })
             .collect();
         build::attach_devices(&parts, &disks, clock)?;
+
+        build::measure_counter(&parts, clock)?;
 
         let mpidrs: Vec<u64> = (0..config.cpus).map(layout::mpidr).collect();
         let (rng_seed, kaslr_seed) = build::seeds(clock)?;
@@ -116,7 +120,16 @@ impl Machine {
         input: crate::config::ConsoleInput,
     ) -> Result<Machine> {
         let terminal = build::start_input(&parts, input)?;
-        Ok(Machine { parts, description, clock, running: false, stopped_at: None, _terminal: terminal })
+        let instructions_at_start = standin::instructions(parts.threads.count()).unwrap_or(0);
+        Ok(Machine {
+            parts,
+            description,
+            clock,
+            running: false,
+            instructions_at_start,
+            stopped_at: None,
+            _terminal: terminal,
+        })
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -200,7 +213,7 @@ impl Machine {
 
     /// Instructions executed so far by all vCPUs of this process. Stand-in only.
     pub fn instructions(&self) -> Result<u64> {
-        standin::instructions(self.parts.threads.count())
+        Ok(standin::instructions(self.parts.threads.count())? - self.instructions_at_start)
     }
 
     /// Instructions executed since boot, over all restores; 0 where nobody counts them.

@@ -60,6 +60,8 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
     let parts = build::assemble(ram, cpus, config.clock, &mut config.console)?;
     build::attach_devices(&parts, &disks, config.clock)?;
     LiveGic(&parts.shared.vm).restore(&state.gic_state.bytes).map_err(refused)?;
+    build::measure_counter(&parts, config.clock)?;
+    check_counter(&record)?;
     restore_vcpus(&parts, &state, &record)?;
     restore_devices(&parts, &state.device_states.devices)?;
 
@@ -89,13 +91,17 @@ impl MmdsRestoreTarget for NoMmds {
     }
 }
 
-fn check_host(state: &MicrovmState, record: &MachineRecord) -> Result<()> {
+fn check_counter(record: &MachineRecord) -> Result<()> {
     let (then, here) = (record.host.counter_frequency, clock::counter_frequency());
-    if then != here {
-        return Err(Error::Incompatible(format!(
-            "its guest's counter runs at {then} Hz; this host's runs at {here} Hz, and a guest cannot be told"
-        )));
+    if then == here {
+        return Ok(());
     }
+    Err(Error::Incompatible(format!(
+        "its guest's counter runs at {then} Hz; this host's runs at {here} Hz, and a guest cannot be told"
+    )))
+}
+
+fn check_host(state: &MicrovmState, record: &MachineRecord) -> Result<()> {
     if record.vcpus.len() != state.vcpu_states.len() {
         return Err(Error::Incompatible("its parts disagree about the number of vCPUs".into()));
     }

@@ -3,5 +3,6 @@
 pub mod exit;
 pub mod gic_mmio;
 pub mod gic_state;
+pub mod probe;
 pub mod simd;
 pub mod stage2;

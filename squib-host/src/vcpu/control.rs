@@ -13,7 +13,7 @@ use applevisor::prelude::{GicEnabled, VcpuHandle, VirtualMachineInstance};
 
 use super::psci::Power;
 use super::run::VcpuThread;
-use crate::clock::mach_absolute_time;
+use crate::clock::{host_counter, host_counter_bound};
 use crate::config::StopReason;
 use crate::crash::CrashReport;
 use crate::error::{Error, Result};
@@ -52,7 +52,7 @@ struct State {
     desired: Desired,
     causes: VecDeque<Cause>,
     vcpus: Vec<PerVcpu>,
-    /// When the vCPUs last stood still, in host ticks; `None` while they run.
+    /// When the vCPUs last stood still, by [`host_counter`]; `None` while they run.
     stopped_at: Option<u64>,
 }
 
@@ -110,11 +110,11 @@ impl Control {
                 desired: Desired::Paused,
                 causes: VecDeque::new(),
                 vcpus: (0..count).map(vcpu).collect(),
-                stopped_at: Some(mach_absolute_time()),
+                stopped_at: Some(host_counter()),
             }),
             changed: Condvar::new(),
             attention: (0..count).map(|_| AtomicBool::new(false)).collect(),
-            offset: AtomicU64::new(mach_absolute_time()),
+            offset: AtomicU64::new(host_counter()),
         }
     }
 
@@ -134,13 +134,13 @@ impl Control {
     /// What the guest's counter reads, or would read if it ran: it stands still with the machine.
     pub fn guest_counter(&self) -> u64 {
         let stopped_at = self.lock().stopped_at;
-        stopped_at.unwrap_or_else(mach_absolute_time).wrapping_sub(self.offset())
+        stopped_at.unwrap_or_else(host_counter).wrapping_sub(self.offset())
     }
 
     /// Makes the guest's counter go on from `counter` when the machine next runs. Only while it stands still.
     pub fn set_guest_counter(&self, counter: u64) {
         let mut state = self.lock();
-        let now = mach_absolute_time();
+        let now = host_counter();
         state.stopped_at = Some(now);
         self.offset.store(now.wrapping_sub(counter), Ordering::Release);
     }
@@ -286,7 +286,7 @@ impl Control {
             self.kick_unparked(&state, vm);
             state = self.wait(state, KICK_AGAIN);
         }
-        state.stopped_at.get_or_insert_with(mach_absolute_time);
+        state.stopped_at.get_or_insert_with(host_counter_bound);
         Ok(())
     }
 
@@ -307,7 +307,7 @@ impl Control {
             return;
         }
         if let Some(stopped_at) = state.stopped_at.take() {
-            let stood_still = mach_absolute_time().wrapping_sub(stopped_at);
+            let stood_still = host_counter().wrapping_sub(stopped_at);
             self.offset.fetch_add(stood_still, Ordering::AcqRel);
         }
         state.desired = Desired::Running;

@@ -1,7 +1,7 @@
 //! Reading and writing the whole of a vCPU that stands still, through the snapshot crate's traits.
 //!
 //! What the framework cannot read is left out of the state. Some registers are not written at a restore but compared, because the
-//! guest was told them and has acted on them: the ID registers, MIDR, MPIDR and the counter's frequency. The virtual timer is
+//! guest was told them and has acted on them: the ID registers, MIDR and MPIDR. The virtual timer is
 //! written last, by [`restore_timer`], once every vCPU has the offset that makes its compare value mean what it meant.
 
 use std::collections::BTreeMap;
@@ -73,10 +73,11 @@ enum Role {
 fn role(reg: SysReg) -> Role {
     use SysReg::*;
     match reg {
-        MpidrEl1 | MidrEl1 | CntFrqEl0 => Role::Compare,
+        MpidrEl1 | MidrEl1 => Role::Compare,
         IdAa64Mmfr0El1 | IdAa64Mmfr1El1 | IdAa64Mmfr2El1 | IdAa64Pfr0El1 | IdAa64Pfr1El1 | IdAa64Dfr0El1
         | IdAa64Dfr1El1 | IdAa64Isar0El1 | IdAa64Isar1El1 | IdAa64Zfr0El1 | IdAa64Smfr0El1 => Role::Compare,
-        CntvCtlEl0 | CntvCvalEl0 | CntvOffEl2 => Role::Elsewhere,
+        // The frequency is compared once for the machine, by `restore`.
+        CntvCtlEl0 | CntvCvalEl0 | CntvOffEl2 | CntFrqEl0 => Role::Elsewhere,
         // In the general registers' part of the state, which is written first.
         SpEl1 | Fpcr | Fpsr => Role::Elsewhere,
         _ => Role::Write,

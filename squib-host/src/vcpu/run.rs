@@ -21,7 +21,7 @@ use crate::crash::CrashReport;
 use crate::devices::Bus;
 use crate::error::{Error, HvContext, Result};
 use crate::hv::exit::{DataAbort, Exit, SysRegAccess};
-use crate::hv::gic_mmio;
+use crate::hv::{gic_mmio, probe};
 use crate::layout;
 use crate::memory::GuestMemory;
 
@@ -135,6 +135,11 @@ impl VcpuThread {
         squib_snapshot::restore_vcpu_state_as_saved(&mut live, &state).map_err(failed)?;
         registers::restore_icc(&self.vcpu, &self.reset_icc).map_err(|(_, e)| e).hv("reset the GIC CPU interface")?;
         registers::restore_timer(&self.vcpu, 0, 0, false).hv("reset the virtual timer")
+    }
+
+    /// Measures the frequency of the guest's counter. Leaves PC, CPSR and X0 changed.
+    pub fn measure_counter(&mut self) -> Result<u64> {
+        probe::counter_frequency(&self.vcpu, RESET_CPSR)
     }
 
     /// Starts this vCPU, standing still, at `entry` with `argument` in X0.
