@@ -10,6 +10,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::a64;
 use super::cpu::Cpu;
 use super::decode::{check_fp, decode, fall_through};
 use super::op::{MAX_BLOCK_OPS, Op};
@@ -266,22 +267,18 @@ impl Cpu {
 /// Decodes from the offset of `va` to the first op that ends the block, the page's end, or a limit.
 fn build(page: &CodePage, va: u64, limit: u32) -> *mut Block {
     let start = va & 0xffc;
-    let mut ops = [const { std::mem::MaybeUninit::<Op>::uninit() }; MAX_BLOCK_OPS];
-    let mut used = 0;
-    let mut push = |op: Op| {
-        ops[used].write(op);
-        used += 1;
-        used
-    };
-    let (mut len, mut fp_checked) = (0u32, false);
+    let mut ops = [fall_through(); MAX_BLOCK_OPS];
+    let (mut used, mut len, mut fp_checked) = (0, 0u32, false);
     loop {
         let at = start + u64::from(len) * 4;
+        let mut push = |op: Op| {
+            ops[used] = Op { off: (len * 4) as u16, ..op };
+            used += 1;
+        };
         // Room for this instruction, an FP check in front of it, and the closing op.
         let full = len as usize + 3 + usize::from(fp_checked) > MAX_BLOCK_OPS;
         if at == 0x1000 || len == limit || full {
-            let mut op = fall_through();
-            op.off = (len * 4) as u16;
-            push(op);
+            push(fall_through());
             break;
         }
         // SAFETY: the page's host memory stays mapped until this vCPU has served the request that takes it away, and that
@@ -289,22 +286,31 @@ fn build(page: &CodePage, va: u64, limit: u32) -> *mut Block {
         let insn = u32::from_le(unsafe { (*((page.host + at) as *const AtomicU32)).load(Ordering::Acquire) });
         let decoded = decode(insn);
         if decoded.needs_fp && !fp_checked {
-            let mut op = check_fp(insn);
-            op.off = (len * 4) as u16;
-            push(op);
+            push(check_fp(insn));
             fp_checked = true;
         }
-        let mut op = decoded.op;
-        op.off = (len * 4) as u16;
-        push(op);
+        if !is_no_op(insn) {
+            push(decoded.op);
+        }
         len += 1;
         if decoded.ends_block {
             break;
         }
     }
-    // SAFETY: the first `used` ops have been written.
-    let ops = unsafe { std::slice::from_raw_parts(ops.as_ptr() as *const Op, used) };
-    Block::allocate(ops, len, page)
+    // The last two may become one, if there is nothing between them.
+    if let [.., first, second] = &ops[..used]
+        && second.off == first.off + 4
+        && let Some(pair) = a64::fuse(first, second)
+    {
+        used -= 1;
+        ops[used - 1] = pair;
+    }
+    Block::allocate(&ops[..used], len, page)
+}
+
+/// NOP and BTI take no op.
+fn is_no_op(insn: u32) -> bool {
+    insn == 0xd503_201f || insn & 0xffff_ff3f == 0xd503_241f
 }
 
 impl CodePage {

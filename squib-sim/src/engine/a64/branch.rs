@@ -64,12 +64,12 @@ end_handlers! {
         cpu.pc = pc.wrapping_add(o.imm);
         cpu.chain::<0>()
     }
-    fn b_cond<const COND: u32>(cpu, o) { cpu.branch_if(o, cpu.condition_holds(COND)) }
+    fn b_cond<const COND: u32>(cpu, o) { cpu.branch_if(cpu.pc_of(o), o.imm, cpu.condition_holds(COND)) }
     fn compare_zero<const SF: bool, const NONZERO: bool>(cpu, o) {
-        cpu.branch_if(o, (sized::<SF>(cpu.reg(o.rn)) != 0) == NONZERO)
+        cpu.branch_if(cpu.pc_of(o), o.imm, (sized::<SF>(cpu.reg(o.rn)) != 0) == NONZERO)
     }
     fn test_bit<const NONZERO: bool>(cpu, o) {
-        cpu.branch_if(o, (cpu.reg(o.rn).wrapping_shr(o.imm2) & 1 != 0) == NONZERO)
+        cpu.branch_if(cpu.pc_of(o), o.imm, (cpu.reg(o.rn).wrapping_shr(o.imm2) & 1 != 0) == NONZERO)
     }
     /// BR, and RET which differs from it only in what it tells a branch predictor.
     fn br(cpu, o) { cpu.branch_to(cpu.reg(o.rn)) }
@@ -81,17 +81,16 @@ end_handlers! {
 }
 
 impl Cpu {
-    /// Ends the block with a conditional direct branch, whose offset is in `imm`.
+    /// Ends the block with a conditional direct branch at `pc`.
     ///
     /// # Safety
-    /// `op` is inside the running block; a handler calls it, last.
+    /// A handler calls it, last.
     #[inline(always)]
-    pub(super) unsafe fn branch_if(&mut self, op: &Op, condition: bool) -> Next {
+    pub(super) unsafe fn branch_if(&mut self, pc: u64, offset: u64, condition: bool) -> Next {
         // SAFETY: the caller's promise.
         unsafe {
-            let pc = self.pc_of(op);
             if condition {
-                self.pc = pc.wrapping_add(op.imm);
+                self.pc = pc.wrapping_add(offset);
                 self.chain::<0>()
             } else {
                 self.pc = pc.wrapping_add(4);

@@ -91,11 +91,6 @@ fn carry_and_flags(insn: u32) -> Option<Op> {
     None
 }
 
-/// CFINV, which has its encoding among the PSTATE accesses.
-pub fn decode_cfinv(insn: u32) -> Decoded {
-    Decoded::plain(Op::new(cfinv, insn))
-}
-
 fn conditional_compare(insn: u32) -> Option<Op> {
     if !bit(insn, 29) || bit(insn, 10) || bit(insn, 4) {
         return None;
@@ -218,7 +213,6 @@ handlers! {
         let nzcv = cpu.nzcv() & !mask | value & mask;
         cpu.set_nzcv(nzcv);
     }
-    fn cfinv(cpu, _o) { cpu.cf ^= 1; }
     fn setf<const HALFWORD: bool>(cpu, o) {
         let value = cpu.reg(o.rn);
         let msb = if HALFWORD { 15 } else { 7 };

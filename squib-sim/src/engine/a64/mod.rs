@@ -5,11 +5,12 @@ mod branch;
 mod crc;
 mod dp_immediate;
 mod dp_register;
+mod fuse;
 mod handler;
 mod load_store;
 pub mod pauth;
 
-pub use dp_register::decode_cfinv;
+pub use fuse::fuse;
 
 use super::op::Decoded;
 use handler::bits;

@@ -21,10 +21,7 @@ fn cpu() -> Box<Cpu> {
 
 /// Runs a few instructions as one block at [`CODE`]; the last may be a branch.
 fn run(cpu: &mut Cpu, words: &[u32]) -> Next {
-    unsafe fn stop(_: &mut Cpu, _: *const Op) -> Next {
-        Next::Stop
-    }
-    let mut ops: Vec<Op> = words
+    let ops = words
         .iter()
         .enumerate()
         .map(|(i, &word)| {
@@ -33,6 +30,13 @@ fn run(cpu: &mut Cpu, words: &[u32]) -> Next {
             op
         })
         .collect();
+    run_ops(cpu, ops)
+}
+
+fn run_ops(cpu: &mut Cpu, mut ops: Vec<Op>) -> Next {
+    unsafe fn stop(_: &mut Cpu, _: *const Op) -> Next {
+        Next::Stop
+    }
     ops.push(Op::new(stop, 0));
     let block = Block::lone();
     (cpu.block, cpu.block_va) = (&raw const block, CODE);
@@ -144,5 +148,35 @@ fn unallocated_and_unannounced_encodings_are_not_decoded() {
         0x5400_0010, // bc.eq (FEAT_HBC)
     ] {
         assert!(decode(word).is_none(), "{word:08x} is decoded");
+    }
+}
+
+#[test]
+fn a_fused_pair_does_what_its_two_instructions_do() {
+    let (mut cpu, values) = (cpu(), [0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 63, (1 << 63) - 1, u64::MAX]);
+    // cmp x1, #1; subs x1, x1, #1; cmp x1, x2; subs x0, x1, x2; tst x1, #0x80000000; ands x0, x1, #1; tst x1, x2;
+    // ands x1, x1, x2
+    for first in
+        [0xf100_043f, 0xf100_0421, 0xeb02_003f, 0xeb02_0020, 0xf261_003f, 0xf240_0020, 0xea02_003f, 0xea02_0021_u32]
+    {
+        for (cond, w) in (0..16).flat_map(|cond| [(cond, false), (cond, true)]) {
+            // The same on W registers; the mask of the two bitmask immediates has N clear then.
+            let first = if w {
+                first & !(1 << 31) & !if first & 0x7f80_0000 == 0x7200_0000 { 1 << 22 } else { 0 }
+            } else {
+                first
+            };
+            let words = [first, 0x54ff_ff80 | cond];
+            let [a, b] = words.map(|word| decode(word).unwrap().op);
+            let pair = super::fuse(&a, &b).unwrap_or_else(|| panic!("{first:08x} is not fused"));
+            for (x1, x2) in values.iter().flat_map(|&x1| values.map(|x2| (x1, x2))) {
+                (cpu.x[0], cpu.x[1], cpu.x[2], cpu.pc) = (5, x1, x2, 0);
+                let next = run(&mut cpu, &words);
+                let expected = (next, cpu.pc, cpu.nzcv(), cpu.x[0], cpu.x[1]);
+                (cpu.x[0], cpu.x[1], cpu.x[2], cpu.pc) = (5, x1, x2, 0);
+                let next = run_ops(&mut cpu, vec![pair]);
+                assert_eq!((next, cpu.pc, cpu.nzcv(), cpu.x[0], cpu.x[1]), expected, "{words:08x?} {x1:x} {x2:x}");
+            }
+        }
     }
 }
