@@ -150,7 +150,7 @@ pub struct CodeCache {
 }
 
 /// More decoded ops than this (32 bytes each) and the cache starts afresh.
-const OPS_LIMIT: usize = 8 << 20;
+const OPS_LIMIT: usize = 4 << 20;
 
 impl CodeCache {
     /// There is code of the page at this IPA.

@@ -2,7 +2,7 @@
 //! instruction-cache maintenance is broadcast.
 //!
 //! Guarantees: a request to exit is latched until a run answers it; a wake-up is never lost between the check and the sleep;
-//! once [`wait_for`] has returned, no vCPU executes on anything the request has made stale; two vCPUs that wait for each
+//! once [`broadcast`] has waited, no vCPU executes on anything the request has made stale; two vCPUs that wait for each
 //! other both get on, because each serves its own mailbox meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};

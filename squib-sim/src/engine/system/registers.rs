@@ -30,6 +30,7 @@ mod enc {
     pub const FPCR: u16 = 0xda20;
     pub const FPSR: u16 = 0xda21;
     pub const CNTFRQ: u16 = 0xdf00;
+    pub const CNTPCT: u16 = 0xdf01;
     pub const CNTVCT: u16 = 0xdf02;
     pub const CNTV_TVAL: u16 = 0xdf18;
     pub const CNTV_CTL: u16 = 0xdf19;
@@ -228,6 +229,11 @@ impl Cpu {
             enc::CNTFRQ => {
                 self.demand_open(insn, cntkctl & 3 != 0)?;
                 return Ok(self.machine.clock.frequency());
+            }
+            // The physical timer is the host's; EL1 decides first whether EL0 may ask.
+            enc::CNTPCT if self.el == 0 => {
+                self.demand_open(insn, cntkctl & 1 != 0)?;
+                return Err(self.host_fault(ec::SYSTEM_REGISTER, access_iss(insn)));
             }
             enc::CNTVCT => {
                 self.demand_open(insn, cntkctl & 2 != 0)?;
