@@ -108,13 +108,7 @@ fn a2_07_a2_08_with_a_gic_the_timer_is_ppi_27() {
     guest.vcpu.set_vtimer_offset(now()).unwrap();
     guest.vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, 24_000).unwrap();
     guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, ENABLE).unwrap();
-    // A host must put up with VTIMER_ACTIVATED: unmask and go on.
-    let mut exit = guest.run();
-    while exit.reason == ExitReason::VTIMER_ACTIVATED {
-        guest.vcpu.set_vtimer_mask(false).unwrap();
-        exit = guest.run();
-    }
-    assert_eq!(exit.exception.syndrome, hvc_syndrome(9));
+    guest.run_to(9);
     assert_eq!(guest.x(Reg::X0), 27);
 }
 

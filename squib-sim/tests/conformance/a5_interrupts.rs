@@ -63,7 +63,7 @@ impl Guest<GicEnabled> {
                 thread::sleep(std::time::Duration::from_millis(10));
                 vm.vcpus_exit(&[handle]).unwrap();
             });
-            assert_eq!(self.run().reason, ExitReason::CANCELED);
+            assert_eq!(self.run_on().reason, ExitReason::CANCELED);
         });
     }
 
@@ -289,7 +289,7 @@ fn software_generated_interrupts_between_vcpus() {
                 vcpu.set_redistributor_reg(GicRedistributorReg::IGROUPR0, ALL).unwrap();
                 vcpu.set_redistributor_reg(GicRedistributorReg::ISENABLER0, ALL).unwrap();
                 ready.wait();
-                let exit = run(vm, &vcpu);
+                let exit = run_on(vm, &vcpu);
                 assert_eq!(exit.exception.syndrome, hvc_syndrome(9));
                 assert_eq!(vcpu.get_reg(Reg::X10), Ok(expected));
                 // Nobody's frame goes before both are done.
@@ -375,7 +375,7 @@ fn no_wake_up_is_lost_between_waiting_vcpus() {
                 vcpu.set_reg(Reg::X22, 7 << 24 | 1 << ((id + 1) % VCPUS)).unwrap();
                 ready.wait();
                 assert_eq!(
-                    run(vm, &vcpu).exception.syndrome,
+                    run_on(vm, &vcpu).exception.syndrome,
                     hvc_syndrome(9),
                     "{} rounds left",
                     vcpu.get_reg(Reg::X21).unwrap()

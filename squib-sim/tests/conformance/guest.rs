@@ -99,9 +99,14 @@ impl<G> Guest<G> {
         run(&self.vm, &self.vcpu)
     }
 
+    /// Runs to the next exit that is not about waiting.
+    pub fn run_on(&self) -> VcpuExit {
+        run_on(&self.vm, &self.vcpu)
+    }
+
     /// Runs to the next exit, which must be `HVC #imm`.
     pub fn run_to(&self, imm: u64) {
-        let exit = self.run();
+        let exit = self.run_on();
         assert_eq!(
             (exit.reason, exit.exception.syndrome),
             (ExitReason::EXCEPTION, hvc_syndrome(imm)),
@@ -181,6 +186,21 @@ pub fn set_q(vcpu: &Vcpu, register: SimdFpReg, value: u128) -> i32 {
 pub fn write_code(ram: &mut Memory, at: u64, code: &[u32]) {
     let bytes: Vec<u8> = code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
     ram.write(at, &bytes).unwrap();
+}
+
+/// Runs to the next exit that is not about waiting. Whether WFx and the virtual timer exit where there is a GIC is not known;
+/// a host must put up with either.
+pub fn run_on<G>(vm: &VirtualMachineInstance<G>, vcpu: &Vcpu) -> VcpuExit {
+    loop {
+        let exit = run(vm, vcpu);
+        match exit.reason {
+            ExitReason::VTIMER_ACTIVATED => vcpu.set_vtimer_mask(false).unwrap(),
+            ExitReason::EXCEPTION if exit.exception.syndrome >> 26 == ec::WFX => {
+                vcpu.set_reg(Reg::PC, vcpu.get_reg(Reg::PC).unwrap() + 4).unwrap();
+            }
+            _ => return exit,
+        }
+    }
 }
 
 /// Runs to the next exit; if none comes for too long, ends the run with `CANCELED`.

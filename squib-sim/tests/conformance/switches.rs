@@ -14,7 +14,7 @@ use crate::asm::*;
 use crate::code;
 use crate::guest::*;
 
-/// The switches as a test wants them; back to the defaults at its end.
+/// The switches as a test wants them, and the defaults otherwise; at its end, back to what they were.
 struct Switched;
 
 fn switched(change: impl FnOnce(&mut Config)) -> Switched {
@@ -26,7 +26,10 @@ fn switched(change: impl FnOnce(&mut Config)) -> Switched {
 
 impl Drop for Switched {
     fn drop(&mut self) {
-        squib_sim::configure(Config::default());
+        // What the whole suite is being run with.
+        let mut config = Config::default();
+        config.apply(&std::env::var("SQUIB_SIM").unwrap_or_default()).unwrap();
+        squib_sim::configure(config);
     }
 }
 
