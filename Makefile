@@ -10,9 +10,13 @@ SIM ?=
 features = $(if $(SIM),--features sim)
 squib = $${CARGO_TARGET_DIR:-target}/release/squib
 os := $(shell uname -s)
+# What is only linked, and never run, need not be fast.
+unoptimised = --config 'profile.dev.package."*".opt-level=0' --config 'profile.dev.package.squib-sim.opt-level=0'
+# How long `make difftest` looks for differences.
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos bench
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos difftest bench
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,13 +65,16 @@ unit: ## cargo test alone; the guests must be there
 macos: ## check, lint and link for aarch64-apple-darwin on another system
 	@[ -n "$(MACOS_CARGO)" ] || { echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; }
 	$(MACOS_CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(MACOS_CARGO) test --locked --workspace --no-run
+	$(MACOS_CARGO) test --locked --workspace --no-run $(unoptimised)
 
 test-kernels: ## boot every known Debian kernel and the minimal one, and the long guest tests
 	guest-images/fetch.sh bookworm-cloud bookworm-generic trixie-cloud trixie-generic sid-cloud sid-generic
 	guest-images/minimal-kernel.sh
 	guest-images/rootfs.sh
 	$(CARGO) test --locked -p squib-cli -p squib-tests --features squib-tests/long $(features)
+
+difftest: ## the engine against qemu-aarch64 on random instructions; SECONDS=3600 for an hour
+	$(CARGO) run --locked --release -p squib-difftest -- --seconds $(SECONDS)
 
 bench: check-host guest build ## boot time beside qemu-system-aarch64, same run
 	@$(squib) bench boot

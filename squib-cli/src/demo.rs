@@ -81,6 +81,7 @@ impl Story {
                     while let Some(line) = self.next_line() {
                         if line.contains(USER_SPACE) {
                             self.user_space.get_or_insert(at);
+                            spinner.say("the guest counts");
                         }
                         if !quiet && !line.is_empty() {
                             spinner.line(&format!("   guest | {line}"));
