@@ -246,6 +246,9 @@ impl Stage2 {
 
     /// Removes whatever is mapped in a range.
     pub fn clear(&self, ipa: u64, size: u64) {
+        if let Some(followed) = &self.followed {
+            followed.write().unwrap_or_else(|poisoned| poisoned.into_inner()).forget(ipa, ipa + size);
+        }
         let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         extents.remove(ipa, ipa + size);
         self.update(&mut extents, ipa, size, |_, _| 0);
@@ -331,6 +334,19 @@ impl Stage2 {
 }
 
 impl Followed {
+    /// Stops following a range; what sticks out of it on either side goes on.
+    fn forget(&mut self, start: u64, end: u64) {
+        while let Some((&from, &(to, host))) = self.ranges.range(..end).next_back().filter(|(_, (to, _))| *to > start) {
+            self.ranges.remove(&from);
+            if from < start {
+                self.ranges.insert(from, (start, host));
+            }
+            if to > end {
+                self.ranges.insert(end, (to, host + (end - from)));
+            }
+        }
+    }
+
     /// What the host's protection leaves of a page. Executing needs reading.
     fn at(&self, ipa: u64) -> Perms {
         let all = Perms::READ | Perms::WRITE | Perms::EXEC;

@@ -179,6 +179,13 @@ fn host_protection_reaches_the_guest() {
     assert_eq!((exception.syndrome & 0x3c, exception.syndrome >> 6 & 1), (0xc, 0), "a read, permission");
     protect(page, libc::PROT_READ | libc::PROT_WRITE);
     guest.run_to(1);
+    // Other memory there: the first page's protection is nobody's business any more.
+    // SAFETY: the guest is not running.
+    assert_eq!(unsafe { hv_vm_unmap(0x8000_0000, PAGE_SIZE) }, 0);
+    assert_eq!(map(shared_page(), 0x8000_0000), 0);
+    protect(page, libc::PROT_NONE);
+    guest.vcpu.set_reg(Reg::PC, RAM).unwrap();
+    guest.run_to(1);
 }
 
 #[test]
