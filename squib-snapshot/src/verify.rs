@@ -113,6 +113,31 @@ impl Pair {
         Ok(report)
     }
 
+    /// Compares a few blocks (the first, the middle and the last that have a checksum) with their checksums: a cheap way, whatever the
+    /// size of RAM, to tell the memory file of another snapshot before it is mapped. [`Self::verify`] checks all of it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::PairMismatch`], [`SnapshotError::MemoryIo`]; [`SnapshotError::NotRecorded`] for version 5.0.
+    pub fn probe(&self) -> Result<()> {
+        let memory = &self.state_file().require_record("checksums of its memory")?.memory;
+        let count = memory.sums.iter().count();
+        let mut buffer = Vec::new();
+        for place in [0, count / 2, count.saturating_sub(1)] {
+            let Some((block, _)) = memory.sums.iter().nth(place) else { continue };
+            if let Some(damage) = self.check_block(memory, block, &mut buffer)? {
+                return Err(SnapshotError::PairMismatch {
+                    state: self.state_file().path().to_path_buf(),
+                    memory: self.memory_path().to_path_buf(),
+                    reason: format!(
+                        "the bytes at {:#x}..{:#x} are not those that were saved; it belongs to another snapshot or is damaged",
+                        damage.range.start, damage.range.end
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Reads what the file holds of one block into `buffer` and compares it with its checksum.
     pub(crate) fn check_block(
         &self,

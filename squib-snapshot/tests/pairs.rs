@@ -157,6 +157,10 @@ fn a_foreign_memory_file_is_refused() {
     bench.save("a", &ram(MIB), MIB, Contents::Full).unwrap();
     bench.save("b", &ram(2 * MIB), 2 * MIB, Contents::Full).unwrap();
     let (a, b) = (bench.paths("a"), bench.paths("b"));
+    bench.save("c", &vec![3; MIB as usize], MIB, Contents::Full).unwrap();
+    bench.open("c").unwrap().probe().unwrap();
+    let mixed = Pair::open(&a.0, &bench.paths("c").1).unwrap();
+    assert!(matches!(mixed.probe(), Err(SnapshotError::PairMismatch { .. })), "same length, other bytes");
     let e = Pair::open(&a.0, &b.1).unwrap_err();
     assert!(matches!(&e, SnapshotError::PairMismatch { memory, .. } if *memory == b.1), "{e}");
     fs::copy(&b.1, &a.1).unwrap();

@@ -261,3 +261,55 @@ fn recovering_a_directory_cleans_it_and_a_removed_memory_file_undoes_the_commit(
     }
     assert!(undone > 0);
 }
+
+#[test]
+fn a_merge_that_dies_or_fails_leaves_the_old_or_the_new_pair() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = |fill: u8| {
+        let mut state = MicrovmState {
+            vcpu_states: vec![VcpuState::new(fill.into())],
+            gic_state: GicState::from_bytes(vec![fill]),
+            ..MicrovmState::default()
+        };
+        state.vm_info.track_dirty_pages = true;
+        state
+    };
+    let link = |name: &str, fill: u8, contents| {
+        let (state_path, memory_path) = (dir.path().join(name), dir.path().join(format!("{name}.mem")));
+        let report = crate::save_pair(&PairRequest {
+            state_path: &state_path,
+            memory_path: &memory_path,
+            state: &state(fill),
+            machine: &MachineRecord::default(),
+            memory: &ram(fill) as &dyn PageReader,
+            ram_start: 0,
+            ram_size: RAM as u64,
+            contents,
+            block_size: 4096,
+        });
+        (report.unwrap().identity, crate::Pair::open(&state_path, &memory_path).unwrap())
+    };
+    let (parent, base) = link("base", 9, Contents::Full);
+    let pages = crate::PageSet::from_pages(4096, 3, [0, 1]);
+    let (_, diff) = link("diff", 2, Contents::Diff { parent, pages: &pages });
+    let chain = crate::Chain::from_pairs(base, vec![diff]).unwrap();
+    let merge = |fs: &SimFs, places: Places| {
+        crate::merge::merge_on(fs, &chain, Path::new(places.state), Path::new(places.memory))
+    };
+    for places in [ONE_DIR, TWO_DIRS] {
+        let whole = SimFs::of(old_disk(places));
+        merge(&whole, places).unwrap();
+        assert_eq!(loaded(&whole, places), 2);
+        for step in 0..whole.steps() {
+            let fs = SimFs::with_fault(old_disk(places), step, Fault::Crash);
+            let _ = merge(&fs, places);
+            check_after_crash(fs.disk().after_kill(), places);
+            check_after_crash(fs.disk().after_power_loss(&mut || false, &mut || false), places);
+            check_after_crash(fs.disk().after_power_loss(&mut || true, &mut || true), places);
+            let fs = SimFs::with_fault(old_disk(places), step, Fault::Error(ErrorKind::StorageFull));
+            let failed = merge(&fs, places).is_err();
+            let found = check_after_crash(fs.disk().after_kill(), places);
+            assert!(failed || found == 2);
+        }
+    }
+}
