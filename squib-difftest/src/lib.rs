@@ -6,7 +6,7 @@
 //! failure is repeated by one printed command.
 //!
 //! * [`encodings`] is the table of A64 encodings: what is generated, and what must be UNDEFINED because it is not there;
-//! * [`generator`] draws sequences and initial states, [`values`] the operand values;
+//! * [`generator`] draws sequences and initial states, [`values`] the operand values, with [`words`] for the bits of instructions;
 //! * [`reference`] drives one persistent qemu process that runs the static program assembled by [`runner`];
 //! * [`engine`] drives the engine through the genuine `applevisor`, at EL0 behind an identity translation;
 //! * [`campaign`] runs both, compares, and cuts a failing sequence down to the first instruction that differs.
@@ -22,6 +22,7 @@ pub mod reference;
 pub mod rng;
 pub mod runner;
 pub mod values;
+pub mod words;
 
 // Linked for the hypervisor symbols it defines.
 use squib_sim as _;
