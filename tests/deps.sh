@@ -14,6 +14,7 @@ case $(uname -s) in
 Linux)
     want mke2fs e2fsprogs
     want qemu-aarch64 qemu-user
+    want qemu-system-aarch64 qemu-system-arm
     want aarch64-linux-gnu-as binutils-aarch64-linux-gnu
     [ "$(id -u)" = 0 ] || want fakeroot fakeroot
     ;;

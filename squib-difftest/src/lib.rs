@@ -9,6 +9,7 @@
 //! * [`generator`] draws sequences and initial states, [`values`] the operand values, with [`words`] for the bits of instructions;
 //! * [`reference`] drives one persistent qemu process that runs the static program assembled by [`runner`];
 //! * [`engine`] drives the engine through the genuine `applevisor`, at EL0 behind an identity translation;
+//! * [`translation`] is a test of its own, of the translation regime at EL1, against `qemu-system-aarch64`;
 //! * [`campaign`] runs both, compares, and cuts a failing sequence down to the first instruction that differs.
 
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod generator;
 pub mod reference;
 pub mod rng;
 pub mod runner;
+pub mod translation;
 pub mod values;
 pub mod words;
 

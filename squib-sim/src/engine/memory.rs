@@ -87,6 +87,18 @@ impl Cpu {
         self.atomic_slow(va, T::SIZE, write).map(|host| host as *mut T)
     }
 
+    /// As [`Cpu::atomic_ptr`], for a read-modify-write: a fault that a read would take as well is reported as a read's (WnR).
+    #[inline(always)]
+    pub fn update_ptr<T: Scalar>(&mut self, va: u64) -> Result<*mut T, Trap> {
+        // SAFETY: as in `load`.
+        let entry = unsafe { (*self.tlb).entry(va) };
+        if entry.tag(true) == va & (PAGE_MASK | (T::SIZE - 1)) {
+            return Ok(entry.addend.wrapping_add(va) as *mut T);
+        }
+        self.atomic_slow(va, T::SIZE, false)?;
+        self.atomic_slow(va, T::SIZE, true).map(|host| host as *mut T)
+    }
+
     #[inline(always)]
     fn table(&self, privilege: Privilege) -> *const Tlb {
         match privilege {
@@ -132,6 +144,20 @@ impl Cpu {
         match self.place(va, size, size, kind, Privilege::Current)? {
             Place::Ram(host) => Ok(host),
             Place::Unmapped { ipa } => Err(self.stage2_data_fault(va, ipa, fsc::TRANSLATION | 3, write)),
+        }
+    }
+
+    /// Checks a store to the block of DC ZVA that holds `va`; a fault reports `va` itself (FAR_EL1), not the block.
+    pub(crate) fn check_zero_block(&mut self, va: u64) -> Result<(), Trap> {
+        let access = self.access(Kind::Write, Privilege::Current);
+        if let Ok(found) = self.walk(va, access)
+            && found.is_device()
+        {
+            return Err(self.alignment_fault(va, true));
+        }
+        match self.place(va, 1, 1, Kind::Write, Privilege::Current)? {
+            Place::Ram(_) => Ok(()),
+            Place::Unmapped { ipa } => Err(self.stage2_data_fault(va, ipa, fsc::TRANSLATION | 3, true)),
         }
     }
 

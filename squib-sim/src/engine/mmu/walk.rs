@@ -172,7 +172,8 @@ impl Cpu {
                 }
                 wanted |= u64::from(access.update) << 10;
             }
-            let dirty_managed = tcr & 1 << 40 != 0 && descriptor >> 51 & 1 == 1;
+            // HD counts only with HA.
+            let dirty_managed = tcr & 3 << 39 == 3 << 39 && descriptor >> 51 & 1 == 1;
             let el0 = descriptor >> 6 & 1 == 1 && !no_el0;
             let writable_if_dirty = (descriptor >> 7 & 1 == 0 || dirty_managed) && !read_only;
             let writable_now = descriptor >> 7 & 1 == 0 && !read_only;

@@ -37,7 +37,8 @@ plain! {
     fn dc_zva(cpu, op) {
         const BLOCK: u64 = 64;
         cpu.demand_el0_bit(op.insn, sctlr::DZE)?;
-        let va = cpu.x[usize::from(op.rd)] & !(BLOCK - 1);
+        let named = cpu.x[usize::from(op.rd)];
+        let va = named & !(BLOCK - 1);
         // SAFETY: `tlb` points into the vCPU's own tables.
         let entry = unsafe { (*cpu.tlb).entry(va) };
         if entry.write == va & PAGE_MASK {
@@ -48,7 +49,8 @@ plain! {
             }
             return Ok(());
         }
-        cpu.dc_zva_slow(va, BLOCK)
+        cpu.check_zero_block(named)?;
+        (0..BLOCK / 8).try_for_each(|i| cpu.store(va + 8 * i, 0u64, Privilege::Current))
     }
     /// DC CVAC, CVAU, CIVAC.
     fn dc_clean(cpu, op) {
@@ -156,16 +158,5 @@ impl Cpu {
             Ok(found) => Ok(found.ipa & PAGE_MASK),
             Err(fault) => Err(self.walk_fault(va, fault, bits)),
         }
-    }
-
-    #[cold]
-    fn dc_zva_slow(&mut self, va: u64, block: u64) -> Result<(), Trap> {
-        let access = self.access(Kind::Write, Privilege::Current);
-        if let Ok(found) = self.walk(va, access)
-            && found.is_device()
-        {
-            return Err(self.alignment_fault(va, true));
-        }
-        (0..block / 8).try_for_each(|i| self.store(va + 8 * i, 0u64, Privilege::Current))
     }
 }

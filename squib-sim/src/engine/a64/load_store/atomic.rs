@@ -63,13 +63,13 @@ pub(super) fn decode_compare_and_swap(insn: u32, pair: bool) -> Option<Decoded> 
 trapping_handlers! {
     fn fetch[T: Atomic, const OP: u32][T, OP](cpu, o) {
         let address = base(cpu, o)?;
-        let ptr = cpu.atomic_ptr::<T>(address, true)?;
+        let ptr = cpu.update_ptr::<T>(address)?;
         let old = T::fetch::<OP>(ptr, cpu.reg(o.rm));
         cpu.set_reg(o.rd, old);
     }
     fn cas[T: Atomic][T](cpu, o) {
         let address = base(cpu, o)?;
-        let ptr = cpu.atomic_ptr::<T>(address, true)?;
+        let ptr = cpu.update_ptr::<T>(address)?;
         let old = T::compare_exchange(ptr, cpu.reg(o.rm), cpu.reg(o.ra));
         cpu.set_reg(o.rd, old);
     }
@@ -80,7 +80,7 @@ trapping_handlers! {
         let expected = (cpu.reg(slot::src(rs)), cpu.reg(slot::src(rs + 1)));
         let new = (cpu.reg(slot::src(rt)), cpu.reg(slot::src(rt + 1)));
         let old = if X {
-            let ptr = cpu.atomic_ptr::<u128>(address, true)?;
+            let ptr = cpu.update_ptr::<u128>(address)?;
             let old = compare_exchange_u128(
                 ptr,
                 u128::from(expected.1) << 64 | u128::from(expected.0),
@@ -88,7 +88,7 @@ trapping_handlers! {
             );
             (old as u64, (old >> 64) as u64)
         } else {
-            let ptr = cpu.atomic_ptr::<u64>(address, true)?;
+            let ptr = cpu.update_ptr::<u64>(address)?;
             let old = u64::compare_exchange(
                 ptr,
                 expected.1 << 32 | expected.0 & 0xffff_ffff,
