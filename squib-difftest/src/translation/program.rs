@@ -80,9 +80,9 @@ pub(super) fn image(accesses: &[Access], output: &Path) -> Vec<u8> {
     };
     put(IMAGE, &program(output.as_os_str().len() as u64));
     put(PATH, output.as_os_str().as_encoded_bytes());
-    put(KERNEL_TABLES, &(KERNEL_TABLES + 0x1000 | 3).to_le_bytes());
+    put(KERNEL_TABLES, &((KERNEL_TABLES + 0x1000) | 3).to_le_bytes());
     for (i, flags) in [READ_ONLY | UXN, PXN | UXN, PXN | UXN].into_iter().enumerate() {
-        let descriptor = IMAGE + ((i as u64) << 21) | flags | BLOCK;
+        let descriptor = (IMAGE + ((i as u64) << 21)) | flags | BLOCK;
         put(KERNEL_TABLES + 0x1000 + 8 * i as u64, &descriptor.to_le_bytes());
     }
     // One block for the moment between the two views.
