@@ -4,7 +4,6 @@
 //! interface (the group enables last); then one counter offset for all, compare values, controls, masks; then devices. All
 //! vCPUs that were on come back on. What this host cannot honour is refused with the reason, before anything runs.
 
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +23,7 @@ use crate::host;
 use crate::hv::gic_state::LiveGic;
 use crate::layout;
 use crate::machine::{Description, Machine};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, is_hole};
 use crate::vcpu::psci::Power;
 use crate::vcpu::registers::{self, LiveVcpu};
 use crate::vcpu::run::VcpuThread;
@@ -213,15 +212,7 @@ fn copy_ram(ram: &GuestRam, chain: &Chain) -> Result<()> {
 /// Checks that a part of RAM that was zero when it was saved is zero in the file. A hole is, and is not read.
 fn check_zero(chain: &Chain, start: u64, part: &mut [u8]) -> Result<()> {
     let pair = &chain.links()[0];
-    let end = start + part.len() as u64;
-    // SAFETY: plain call on an open file; it moves the file's offset, which nobody uses.
-    let data = unsafe { libc::lseek(pair.memory_file().as_raw_fd(), start as libc::off_t, libc::SEEK_DATA) };
-    // Behind the last data the answer is ENXIO. Where holes cannot be asked for, the file is read.
-    let hole = match u64::try_from(data) {
-        Ok(data) => data >= end,
-        Err(_) => std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO),
-    };
-    if hole {
+    if is_hole(pair.memory_file(), start, part.len() as u64) {
         return Ok(());
     }
     chain.read_unchecked(start, part)?;
@@ -230,7 +221,8 @@ fn check_zero(chain: &Chain, start: u64, part: &mut [u8]) -> Result<()> {
     }
     Err(Error::Config(format!(
         "the memory file {} has been altered since it was saved: {start:#x} to {end:#x} were all zero",
-        pair.memory_path().display()
+        pair.memory_path().display(),
+        end = start + part.len() as u64,
     )))
 }
 

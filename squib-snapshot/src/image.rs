@@ -80,7 +80,7 @@ pub(crate) fn write(file: &dyn FsFile, source: &(impl PageReader + ?Sized), plan
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
     if total <= SMALL || workers == 1 {
         let mut buffer = Vec::new();
-        for range in units(plan) {
+        for range in units(plan).filter(|ranges| must_be_read(source, plan, ranges)) {
             let unit = read(source, plan, range, buffer)?;
             let mut sums = Vec::new();
             shared.write(&unit, &mut sums)?;
@@ -125,7 +125,7 @@ fn produce<'scope, 'env: 'scope, S: PageReader + ?Sized>(
             shared.done(sums);
         });
     }
-    for range in units(plan) {
+    for range in units(plan).filter(|ranges| must_be_read(source, plan, ranges)) {
         if shared.failed.load(Ordering::Relaxed) {
             break;
         }
@@ -161,6 +161,11 @@ fn units<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = Vec<Range<u64>>> + 'a {
         next = unit + 1;
         Some(byte_ranges(pages, clip(unit)))
     })
+}
+
+/// Whether a unit cannot be left out: a diff holds its pages even if they are zero.
+fn must_be_read(source: &(impl PageReader + ?Sized), plan: &Plan<'_>, ranges: &[Range<u64>]) -> bool {
+    plan.pages.is_some() || !ranges.iter().all(|r| source.is_known_zero(r.start, r.end - r.start))
 }
 
 /// Reads one unit from the source, in place where it can.

@@ -45,9 +45,20 @@ pub trait PageReader {
         let _ = (offset_from_ram_start, len);
         None
     }
+
+    /// Whether these bytes are known to be zero without reading them (memory never touched): a full image then leaves a hole.
+    /// `false` (the default) is always right.
+    fn is_known_zero(&self, offset_from_ram_start: u64, len: u64) -> bool {
+        let _ = (offset_from_ram_start, len);
+        false
+    }
 }
 
 impl<R: PageReader + ?Sized> PageReader for &R {
+    fn is_known_zero(&self, offset_from_ram_start: u64, len: u64) -> bool {
+        (**self).is_known_zero(offset_from_ram_start, len)
+    }
+
     fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset_from_ram_start, buf)
     }

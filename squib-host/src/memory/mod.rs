@@ -23,6 +23,7 @@ use vm_memory::{
 };
 
 pub use dirty::DirtyHook;
+pub use object::is_hole;
 use object::{Mapping, MemoryObject};
 
 use crate::error::{Error, Result};
@@ -177,6 +178,10 @@ impl squib_snapshot::PageReader for GuestRam {
     fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
         self.read_fill(offset_from_ram_start, buf)
     }
+
+    fn is_known_zero(&self, offset_from_ram_start: u64, len: u64) -> bool {
+        self.fill.as_ref().is_some_and(|(object, _)| object.is_hole(offset_from_ram_start, len))
+    }
 }
 
 #[cfg(test)]
@@ -195,6 +200,20 @@ mod tests {
         ram.read_fill(0x12345, &mut buf).unwrap();
         assert_eq!(&buf, b"seen from both sides");
         assert_eq!(ram.guest_view() as u64 % GRANULE, 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn ram_that_was_never_touched_is_known_to_be_zero() {
+        use squib_snapshot::PageReader;
+        let ram = GuestRam::new(BASE, 64 << 20, false).unwrap();
+        ram.guest_memory().unwrap().write_obj(1u8, GuestAddress(BASE + (40 << 20))).unwrap();
+        assert!(ram.is_known_zero(0, 40 << 20));
+        assert!(!ram.is_known_zero(39 << 20, 2 << 20));
+        assert!(ram.is_known_zero(44 << 20, 20 << 20));
+        let mut byte = [0];
+        ram.read_fill(40 << 20, &mut byte).unwrap();
+        assert_eq!(byte, [1]);
     }
 
     #[test]

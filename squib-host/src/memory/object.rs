@@ -33,9 +33,26 @@ impl MemoryObject {
         self.fd.read_exact_at(buf, offset)
     }
 
+    /// Whether no page of the range was ever touched. `false` where the system does not tell.
+    pub fn is_hole(&self, offset: u64, len: u64) -> bool {
+        is_hole(&self.fd, offset, len)
+    }
+
     /// A readable and writable view of the whole object.
     pub fn map(&self) -> io::Result<Mapping> {
         Mapping::new(self.fd.as_raw_fd(), self.len, libc::MAP_SHARED)
+    }
+}
+
+/// Whether a range of a file is a hole. `false` where the system does not tell.
+pub fn is_hole(file: &File, offset: u64, len: u64) -> bool {
+    let (Ok(start), Some(end)) = (libc::off_t::try_from(offset), offset.checked_add(len)) else { return false };
+    // SAFETY: plain call on an open file; it moves the file's offset, which nobody uses.
+    let data = unsafe { libc::lseek(file.as_raw_fd(), start, libc::SEEK_DATA) };
+    match u64::try_from(data) {
+        Ok(data) => data >= end,
+        // Behind the last data of the file.
+        Err(_) => io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO),
     }
 }
 
