@@ -95,8 +95,10 @@ impl Vcpu {
         // The host returns into the guest by ERET, which clears the monitor.
         cpu.exclusive.armed = false;
         cpu.shared.set_running(true);
+        cpu.shared.set_away(false);
         let exit = cpu.run_loop();
         cpu.publish();
+        cpu.shared.set_away(matches!(exit, Exit::Exception { .. }));
         cpu.shared.set_running(false);
         cpu.shared.pending.fetch_and(!(pending::IRQ_ONCE | pending::FIQ_ONCE), SeqCst);
         exit

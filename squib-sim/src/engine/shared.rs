@@ -68,6 +68,8 @@ pub struct VcpuShared {
     pub pending: AtomicU32,
     /// Executing guest code, that is, neither parked nor out of run.
     running: AtomicBool,
+    /// Out of run with an exception for the host.
+    away: AtomicBool,
     mailbox: Mutex<Mailbox>,
     posted: AtomicU64,
     done: AtomicU64,
@@ -87,6 +89,7 @@ impl VcpuShared {
             index,
             pending: AtomicU32::new(0),
             running: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             mailbox: Mutex::default(),
             posted: AtomicU64::new(0),
             done: AtomicU64::new(0),
@@ -151,6 +154,16 @@ impl VcpuShared {
     /// Marks the vCPU as executing; its owner must serve the mailbox before the first instruction.
     pub(crate) fn set_running(&self, running: bool) {
         self.running.store(running, SeqCst);
+    }
+
+    /// Executing guest code, woken to do so, or out of run for a moment, the host doing something for the guest.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.running.load(SeqCst) || self.away.load(SeqCst) || self.pending.load(SeqCst) & pending::WAKE != 0
+    }
+
+    /// Notes that the vCPU has left run with an exception, to come back.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, SeqCst);
     }
 
     /// Puts a request into the mailbox and answers the ticket to wait for.

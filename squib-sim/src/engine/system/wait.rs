@@ -11,9 +11,15 @@ use crate::engine::run::Exit;
 use crate::engine::shared::pending;
 use crate::engine::syndrome::ec;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 /// COND = 0b1110 and CV = 1, as for every A64 instruction.
 const ISS: u32 = 1 << 24 | 0xe << 20;
+
+/// How long a sleeper of deterministic time sleeps at once while other vCPUs are busy.
+const NAP: Duration = Duration::from_micros(500);
+/// After so many naps in which time stood still the others are taken for idle: one may be switched off.
+const MOST_NAPS: u32 = 20;
 
 impl Cpu {
     fn check_wfx_trap(&mut self, enabled: u64, trapped_instruction: u32) -> Result<(), Trap> {
@@ -26,8 +32,15 @@ impl Cpu {
         Ok(())
     }
 
+    /// Another vCPU executes, or is about to.
+    fn others_are_busy(&self) -> bool {
+        let own = self.shared.index;
+        self.machine.vcpus().iter().any(|vcpu| vcpu.index != own && vcpu.is_busy())
+    }
+
     /// Waits, PC on a WFI, until an interrupt is pending, masked or not; then the WFI retires.
     pub(crate) fn wait_for_interrupt(&mut self) -> Option<Exit> {
+        let (mut naps, mut last) = (0, 0);
         loop {
             let raised = self.shared.pending.load(SeqCst);
             if raised & pending::REQUEST != 0 {
@@ -45,13 +58,22 @@ impl Cpu {
                 return Some(Exit::Canceled);
             }
             let ticks = self.ticks_to_timer();
-            match ticks {
-                Some(ticks) if self.machine.clock.is_deterministic() => self.machine.clock.advance(ticks),
-                _ => {
-                    let timeout = ticks.map(|ticks| self.machine.clock.duration(ticks));
-                    self.shared.park(pending::WAKE | pending::EXIT | pending::REQUEST, timeout);
+            let timeout = match ticks {
+                Some(ticks) if self.machine.clock.is_deterministic() => {
+                    let now = self.machine.clock.counter();
+                    naps = if now == last { naps + 1 } else { 0 };
+                    last = now;
+                    if naps == MOST_NAPS || !self.others_are_busy() {
+                        naps = 0;
+                        self.machine.clock.advance(ticks);
+                        continue;
+                    }
+                    // Those who execute move the time; nobody tells when it has come.
+                    Some(NAP)
                 }
-            }
+                _ => ticks.map(|ticks| self.machine.clock.duration(ticks)),
+            };
+            self.shared.park(pending::WAKE | pending::EXIT | pending::REQUEST, timeout);
         }
         self.pc = self.pc.wrapping_add(4);
         self.waiting = false;
