@@ -135,15 +135,15 @@ impl Cpu {
             self.shared.pending.fetch_and(!pending::EXIT, SeqCst);
             return Some(Exit::Canceled);
         }
-        let limit = self.counters.limit.load(Relaxed).saturating_sub(self.retired());
-        if limit == 0 && !self.exclusive.armed {
-            return Some(Exit::Canceled);
+        let mut limit = self.until_limit();
+        if limit.is_some() && self.waiting {
+            if let Some(exit) = self.wait_for_interrupt() {
+                return Some(exit);
+            }
+            // The WFI has retired.
+            limit = self.until_limit();
         }
-        if self.waiting
-            && let Some(exit) = self.wait_for_interrupt()
-        {
-            return Some(exit);
-        }
+        let Some(limit) = limit else { return Some(Exit::Canceled) };
         let raised = self.shared.pending.load(SeqCst) & self.poll_mask;
         if raised & (pending::FIQ | pending::FIQ_ONCE) != 0 {
             self.take_interrupt(0x100);
@@ -159,6 +159,13 @@ impl Cpu {
         self.slice_end = self.retired() + slice;
         self.budget = slice as i64;
         None
+    }
+
+    /// Instructions until the limit; `None` when it has been reached. An armed exclusive monitor, which the host cannot save,
+    /// puts that off.
+    fn until_limit(&self) -> Option<u64> {
+        let left = self.counters.limit.load(Relaxed).saturating_sub(self.retired());
+        (left > 0 || self.exclusive.armed).then_some(left)
     }
 
     /// Brings the shared view of the instruction count, and deterministic time, up to date.

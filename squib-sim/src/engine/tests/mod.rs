@@ -9,9 +9,11 @@ mod translation;
 
 use std::sync::Arc;
 
+use super::cpu::Cpu;
 use super::run::{Exit, Vcpu};
 use super::shared::VcpuShared;
 use crate::config::{ClockMode, Config};
+use crate::gic::{Gic, Layout};
 use crate::machine::Machine;
 use crate::stage2::Perms;
 
@@ -142,6 +144,23 @@ impl Bench {
             Exit::Exception { esr, far, ipa } => (esr, far, ipa),
             other => panic!("{other:?} at {:#x}", self.vcpu.cpu.pc),
         }
+    }
+
+    /// Gives the machine a GIC in which SGI 0 and the virtual timer are enabled for these vCPUs.
+    pub fn gic(&self, cpus: &[&Cpu]) {
+        let gic = Gic::new(Layout { distributor: 0x1000_0000, redistributors: 0x1010_0000, msi: None }, false);
+        assert!(self.machine.gic.set(gic).is_ok());
+        let gic = self.machine.gic.get().unwrap();
+        for (affinity, cpu) in (0..).zip(cpus) {
+            let index = cpu.shared.index;
+            gic.attach(index, affinity, cpu.shared.clone());
+            gic.icc_write(index, 0xc230, 0xff); // PMR
+            gic.icc_write(index, 0xc667, 1); // IGRPEN1
+            let sgis = gic.redistributor_base(index) + 0x1_0000;
+            gic.mmio_write(index, sgis + 0x80, 4, u64::from(u32::MAX)); // IGROUPR0
+            gic.mmio_write(index, sgis + 0x100, 4, 1 << 27 | 1); // ISENABLER0
+        }
+        gic.mmio_write(0, 0x1000_0000, 4, 0x12); // GICD_CTLR: ARE, group 1
     }
 
     /// Every vector becomes `hvc #0`.

@@ -51,6 +51,31 @@ fn run(bench: &mut Bench, mut limit: impl FnMut(u64) -> Option<u64>) -> (u64, u6
     }
 }
 
+/// The same for a guest that sleeps until its timer, with a GIC.
+fn sleeper() -> Bench {
+    let mut bench = Bench::new(Deterministic);
+    bench.gic(&[&bench.vcpu.cpu]);
+    bench.code(
+        RAM,
+        &[
+            0xd51b_e318, // msr cntv_tval_el0, x24
+            0xd51b_e320, // msr cntv_ctl_el0, x0
+            0xd503_207f, // wfi
+            0xd53b_e041, // mrs x1, cntvct_el0
+            0x9b02_5034, // madd x20, x1, x2, x20
+            0xd538_cc04, // mrs x4, icc_iar1_el1
+            0xd51b_e33f, // msr cntv_ctl_el0, xzr
+            0xd518_cc24, // msr icc_eoir1_el1, x4
+            0xf100_0463, // subs x3, x3, #1
+            0x54ff_fee1, // b.ne .-36
+            HVC,
+        ],
+    );
+    let cpu = &mut bench.vcpu.cpu;
+    (cpu.x[0], cpu.x[2], cpu.x[3], cpu.x[24]) = (1, 0x1_0001, 100, 5000);
+    bench
+}
+
 #[test]
 fn stops_at_any_count_change_nothing() {
     let whole = run(&mut guest(), |_| None);
@@ -64,5 +89,17 @@ fn stops_at_any_count_change_nothing() {
             Some(done + 1 + (seed >> 33) % 5000)
         });
         assert_eq!(cut, whole, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_sleeping_guest_wakes_at_its_deadline_to_the_tick() {
+    let mut bench = sleeper();
+    let whole = run(&mut bench, |_| None);
+    assert_eq!(bench.vcpu.cpu.x[4], 27);
+    // A round: the deadline is 5000 from the write of TVAL; then WFI itself and seven more retire.
+    assert_eq!((whole.1, whole.2), (1001, 100 * (5000 + 8) + 1));
+    for step in 1..13 {
+        assert_eq!(run(&mut sleeper(), |done| Some(done + step)), whole, "stops every {step} instructions");
     }
 }

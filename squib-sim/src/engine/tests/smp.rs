@@ -3,7 +3,6 @@
 use super::*;
 use crate::config::ClockMode::Host;
 use crate::engine::shared::{Request, broadcast};
-use crate::gic::{Gic, Layout};
 use std::thread::JoinHandle;
 
 /// A second vCPU with the same translation as the first.
@@ -146,19 +145,8 @@ fn code_changed_by_another_vcpu_is_seen_after_its_invalidation() {
 #[test]
 fn wfi_sleeps_until_a_software_generated_interrupt_or_the_timer() {
     let mut bench = Bench::new(Host);
-    let gic = Gic::new(Layout { distributor: 0x1000_0000, redistributors: 0x1010_0000, msi: None }, false);
-    assert!(bench.machine.gic.set(gic).is_ok());
-    let gic = bench.machine.gic.get().unwrap();
     let mut other = second(&bench);
-    for (vcpu, cpu) in [(0, &bench.vcpu.cpu), (1, &other.cpu)] {
-        gic.attach(vcpu, vcpu as u64, cpu.shared.clone());
-        gic.icc_write(vcpu, 0xc230, 0xff); // PMR
-        gic.icc_write(vcpu, 0xc667, 1); // IGRPEN1
-        let sgis = 0x1010_0000 + 0x2_0000 * vcpu as u64 + 0x1_0000;
-        gic.mmio_write(vcpu, sgis + 0x80, 4, u64::from(u32::MAX)); // IGROUPR0
-        gic.mmio_write(vcpu, sgis + 0x100, 4, 1 << 27 | 1); // ISENABLER0: SGI 0, the virtual timer
-    }
-    gic.mmio_write(0, 0x1000_0000, 4, 0x12); // GICD_CTLR: ARE, group 1
+    bench.gic(&[&bench.vcpu.cpu, &other.cpu]);
     bench.code(RAM, &[0xd503_207f, HVC]); // wfi
     bench.code(RAM + 0x1000, &[0xd518_cba0, 0xd503_207f, HVC]); // msr icc_sgi1r_el1, x0; wfi
     other.cpu.pc = RAM;
