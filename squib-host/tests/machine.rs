@@ -1,0 +1,160 @@
+//! The public face of a machine on bare-metal guests, in this very process: one machine after the other, as the framework
+//! allows one at a time.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use squib_host::{
+    ClockMode, ConsoleConfig, DiskConfig, Error, Machine, MachineConfig, RestoreBackend, RestoreConfig, RunOutcome,
+    SaveTarget, StopReason, Watch, WatchId,
+};
+
+/// One virtual machine per process: the tests of this file take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[derive(Clone, Default)]
+struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Output {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Output {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+
+    fn console(&self, watch: Option<&str>) -> ConsoleConfig {
+        let watches = watch.map(|text| Watch { id: WatchId(7), text: text.into() });
+        ConsoleConfig { output: Box::new(self.clone()), watches: watches.into_iter().collect(), ..Default::default() }
+    }
+}
+
+fn image(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/bare").join(name)
+}
+
+/// The guest that prints forty hashes of everything it has, and switches itself off.
+fn replay(clock: ClockMode, console: ConsoleConfig) -> MachineConfig {
+    MachineConfig { memory_mib: 32, clock, console, ..MachineConfig::new(image("replay.img")) }
+}
+
+fn run(machine: &mut Machine) -> RunOutcome {
+    machine.run(Some(Duration::from_secs(120))).unwrap()
+}
+
+#[test]
+fn a_machine_goes_on_in_another_one_of_the_same_process() {
+    let _turn = turn();
+    let whole = Output::default();
+    let mut machine = Machine::boot(replay(ClockMode::Deterministic, whole.console(None))).unwrap();
+    assert!(matches!(run(&mut machine), RunOutcome::PowerOff));
+    drop(machine);
+    assert_eq!(whole.text().matches("hash ").count(), 40);
+
+    let directory = tempfile::tempdir().unwrap();
+    let target = SaveTarget { state: directory.path().join("vm.state"), memory: directory.path().join("vm.mem") };
+    let marker = whole.text().lines().nth(16).unwrap().to_string();
+    let output = Output::default();
+    let mut machine = Machine::boot(replay(ClockMode::Deterministic, output.console(Some(&marker)))).unwrap();
+    assert!(matches!(run(&mut machine), RunOutcome::Stopped(StopReason::Watch(WatchId(7)))));
+    assert!(output.text().ends_with(&marker), "not a byte more");
+    let report = machine.snapshot(&target).unwrap();
+    assert_eq!(report.ram_bytes, 32 << 20);
+    assert!(report.memory_disk_bytes < report.ram_bytes, "{report:?}");
+    drop(machine);
+
+    for backend in [RestoreBackend::Map, RestoreBackend::Copy] {
+        let rest = Output::default();
+        let mut machine = Machine::restore(RestoreConfig {
+            backend,
+            clock: ClockMode::Deterministic,
+            console: rest.console(None),
+            ..RestoreConfig::new(&target.state, &target.memory)
+        })
+        .unwrap();
+        assert!(matches!(run(&mut machine), RunOutcome::PowerOff));
+        assert_eq!(output.text() + &rest.text(), whole.text(), "{backend:?}");
+    }
+}
+
+#[test]
+fn stops_pauses_and_limits() {
+    let _turn = turn();
+    let output = Output::default();
+    let mut machine = Machine::boot(replay(ClockMode::Deterministic, output.console(None))).unwrap();
+    machine.stop_after_instructions(12_345).unwrap();
+    assert!(matches!(run(&mut machine), RunOutcome::Stopped(StopReason::InstructionLimit)));
+    assert_eq!(machine.instructions().unwrap(), 12_345);
+
+    machine.add_watch(Watch { id: WatchId(1), text: "hash".into() }).unwrap();
+    assert!(matches!(run(&mut machine), RunOutcome::Stopped(StopReason::Watch(WatchId(1)))));
+    assert_eq!(output.text(), "hash");
+    assert!(machine.add_watch(Watch { id: WatchId(2), text: String::new() }).is_err());
+
+    // A stop from another thread, and a machine that nobody waits for.
+    let stopper = machine.stopper();
+    let other = std::thread::spawn(move || stopper.stop());
+    let outcome = run(&mut machine);
+    other.join().unwrap();
+    assert!(matches!(outcome, RunOutcome::Stopped(StopReason::Requested) | RunOutcome::PowerOff), "{outcome:?}");
+    machine.pause().unwrap();
+    let before = output.text();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(output.text(), before, "a paused machine does nothing");
+}
+
+#[test]
+fn a_guest_without_end_times_out_and_a_second_machine_has_to_wait() {
+    let _turn = turn();
+    let mut machine = Machine::boot(replay(ClockMode::Host, ConsoleConfig::default())).unwrap();
+    let start = Instant::now();
+    let outcome = machine.run(Some(Duration::ZERO)).unwrap();
+    assert!(matches!(outcome, RunOutcome::TimedOut), "{outcome:?} after {:?}", start.elapsed());
+    assert!(matches!(run(&mut machine), RunOutcome::PowerOff));
+}
+
+#[test]
+fn a_crash_is_reported_with_the_instruction() {
+    let _turn = turn();
+    let config = MachineConfig { memory_mib: 32, ..MachineConfig::new(image("crash.img")) };
+    let mut machine = Machine::boot(config).unwrap();
+    let RunOutcome::GuestCrash(report) = run(&mut machine) else { panic!("no crash") };
+    assert_eq!(report.x[7], 0x1234);
+    assert_eq!(report.physical_address, 0x0900_0000);
+    assert!(report.disassembly().contains("ldp"), "{report}");
+}
+
+#[test]
+fn what_cannot_be_built_is_refused_before_anything_exists() {
+    let _turn = turn();
+    let refused = |change: fn(&mut MachineConfig)| {
+        let mut config = replay(ClockMode::Host, ConsoleConfig::default());
+        change(&mut config);
+        Machine::boot(config).unwrap_err().to_string()
+    };
+    assert!(refused(|c| c.cpus = 0).contains("between 1 and 32"));
+    assert!(refused(|c| c.memory_mib = 0).contains("RAM"));
+    assert!(refused(|c| c.memory_mib = 1).contains("at least"));
+    assert!(refused(|c| c.kernel = "/nowhere/Image".into()).contains("/nowhere/Image"));
+    assert!(refused(|c| c.kernel = file!().into()).contains("machine.rs"));
+    assert!(
+        refused(|c| c.disks = vec![DiskConfig { path: "/nowhere.img".into(), read_only: true }])
+            .contains("/nowhere.img")
+    );
+    let two = |c: &mut MachineConfig| (c.cpus, c.clock) = (2, ClockMode::Deterministic);
+    assert!(refused(two).contains("one vCPU"));
+    let missing = Machine::restore(RestoreConfig::new("/nowhere.state", "/nowhere.mem")).unwrap_err();
+    assert!(matches!(missing, Error::Snapshot(_)), "{missing}");
+}
