@@ -73,8 +73,9 @@ test-kernels: ## boot every known Debian kernel and the minimal one, and the lon
 	guest-images/rootfs.sh
 	$(CARGO) test --locked -p squib-cli -p squib-tests --features squib-tests/long $(features)
 
-difftest: ## the engine against qemu-aarch64 on random instructions; SECONDS=3600 for an hour
+difftest: ## the engine against QEMU: random instructions (SECONDS=3600 for an hour), random translation tables
 	$(CARGO) run --locked --release -p squib-difftest -- --seconds $(SECONDS)
+	$(CARGO) run --locked --release -p squib-difftest --bin translation -- --seconds 60
 
 bench: check-host guest build ## boot time beside qemu-system-aarch64, same run
 	@$(squib) bench boot
