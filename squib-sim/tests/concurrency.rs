@@ -255,7 +255,13 @@ fn message_passing_with_barriers_and_dependencies() {
 
 /// Store buffering: each vCPU writes the next number to its own place and then reads the other's. When both orders are kept,
 /// it cannot be that each reads a number from before the other's write. Every read is recorded, and all pairs are checked.
-fn store_buffering(write_then_read: impl FnOnce(&mut Assembler)) {
+///
+/// The two must really run at once for a defect to show, so there are several attempts.
+fn store_buffering(write_then_read: impl Fn(&mut Assembler)) {
+    (0..5).for_each(|_| store_buffering_once(&write_then_read));
+}
+
+fn store_buffering_once(write_then_read: impl Fn(&mut Assembler)) {
     const ROUNDS: usize = 500_000;
     const LOG: u64 = 0x1_0000;
     const LOG_LEN: u64 = 0x20_0000;
