@@ -119,3 +119,13 @@ fn pairs_saved_by_one_load_in_the_other() {
     assert_eq!(published::load(&state_path).unwrap().state, sample!(published));
     assert_eq!(std::fs::read(&memory_path).unwrap(), ram);
 }
+
+#[test]
+fn the_published_crate_refuses_a_newer_file_by_its_version() {
+    for bytes in
+        [&include_bytes!("../../tests/data/v5.1-full.snap")[..], include_bytes!("../../tests/data/v5.1-diff.snap")]
+    {
+        let e = published::Snapshot::<published::MicrovmState>::load(&mut Cursor::new(bytes)).unwrap_err();
+        assert_eq!(e.to_string(), "snapshot version 5.1.0 is incompatible with squib's 5.0.0");
+    }
+}
