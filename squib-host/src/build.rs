@@ -24,6 +24,7 @@ use crate::devices::virtio::rng::{Entropy, Rng};
 use crate::devices::{Attached, Bus, Device, InterruptController, IrqLine};
 use crate::error::{Error, HvContext, Result};
 use crate::hv::stage2::MappedRam;
+use crate::hv::teardown::Teardown;
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::standin;
@@ -64,6 +65,7 @@ pub struct Parts {
     pub uart: Arc<Pl011>,
     /// The console.
     pub console: Arc<Console>,
+    _teardown: Teardown,
 }
 
 /// The vCPU threads; ended and joined when dropped.
@@ -201,7 +203,7 @@ pub fn assemble(ram: Arc<GuestRam>, cpus: u32, clock: ClockMode, console: &mut C
     let console = Arc::new(Console::new(output, std::mem::take(&mut console.watches), request_stop)?);
     let irq: Arc<dyn InterruptController> = Arc::new(Gic(shared.vm.clone()));
     let uart = Arc::new(Pl011::new(Arc::clone(&console), IrqLine::new(irq, layout::SPI_BASE + layout::UART_SPI)));
-    Ok(Parts { threads, mapped, shared, uart, console })
+    Ok(Parts { threads, mapped, shared, uart, console, _teardown: Teardown::new() })
 }
 
 fn request_stop(shared: &Weak<Shared>, reason: StopReason) {

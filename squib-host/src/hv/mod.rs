@@ -6,3 +6,4 @@ pub mod gic_state;
 pub mod probe;
 pub mod simd;
 pub mod stage2;
+pub mod teardown;
