@@ -60,7 +60,7 @@ docs: ## the API documentation, broken links are errors
 	RUSTDOCFLAGS='-D warnings -D rustdoc::broken_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps $(features)
 
 unit: ## cargo test alone; the guests must be there
-	$(CARGO) test --locked --workspace $(features)
+	$(CARGO) test --locked --workspace --no-fail-fast $(features)
 
 macos: ## check, lint and link for aarch64-apple-darwin on another system
 	@[ -n "$(MACOS_CARGO)" ] || { echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; }

@@ -7,7 +7,7 @@
 //!
 //! * [`encodings`] is the table of A64 encodings: what is generated, and what must be UNDEFINED because it is not there;
 //! * [`generator`] draws sequences and initial states, [`values`] the operand values, with [`words`] for the bits of instructions;
-//! * [`reference`] drives one persistent qemu process that runs the static program assembled by [`runner`];
+//! * [`mod@reference`] drives one persistent qemu process that runs the static program assembled by [`runner`];
 //! * [`engine`] drives the engine through the genuine `applevisor`, at EL0 behind an identity translation;
 //! * [`translation`] is a test of its own, of the translation regime at EL1, against `qemu-system-aarch64`;
 //! * [`campaign`] runs both, compares, and cuts a failing sequence down to the first instruction that differs.

@@ -23,15 +23,15 @@ fn debians_programs_run() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let disk = copy_of_root(&directory);
     let commands = "apt --version; perl -e 'print 6*7, qq(\\n)'; python3 -c 'print(sum(range(1000)))'; \
-                    cd /srv; tar -czf etc.tgz /etc 2>/dev/null && gzip -t etc.tgz && echo the archive is sound; \
-                    echo squib | sha256sum; echo written >/srv/mark";
+                    cd /home || exit 1; tar -czf etc.tgz /etc 2>/dev/null && gzip -t etc.tgz && echo the archive is sound; \
+                    echo squib | sha256sum; echo written >/home/mark";
     let outcome = debian(&disk, "", commands).outcome().expect(0);
     let outcome = outcome.expect_console("apt 2.").expect_console("\n42\n").expect_console("\n499500\n");
     let digest = "7732f6fb9b9b42da5faf8c420a2920f64912f99a9e5d78d2996f750472a8728d";
     let outcome = outcome.expect_console(digest);
     outcome.expect_console("the archive is sound").expect_console("squib-guest: commands ended with 0");
     // What one guest wrote, the next one reads.
-    debian(&disk, "", "cat /srv/mark").outcome().expect(0).expect_console("written\n");
+    debian(&disk, "", "cat /home/mark").outcome().expect(0).expect_console("written\n");
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_read_only_disk_is_read_only() {
     let outcome = debian(
         &read_only,
         "squib.ro",
-        "touch /srv/x || echo refused; dd if=/dev/zero of=/dev/vda count=1 || echo refused too",
+        "touch /home/x || echo refused; dd if=/dev/zero of=/dev/vda count=1 || echo refused too",
     );
     outcome.outcome().expect(0).expect_console("refused\n").expect_console("refused too\n");
     assert_eq!(fs::metadata(&disk).and_then(|data| data.modified()).expect("the disk's time"), before);
@@ -54,7 +54,7 @@ fn a_snapshot_in_the_middle_of_disk_writes_loses_none() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let disk = copy_of_root(&directory);
     let snapshot = Snapshot::new(&directory, "writing");
-    let commands = "cd /srv; for i in 1 2 3 4 5 6; do openssl rand 1000000 >r$i; sha256sum r$i >>sums; \
+    let commands = "cd /home || exit 1; for i in 1 2 3 4 5 6; do openssl rand 1000000 >r$i; sha256sum r$i >>sums; \
                     dd if=r$i of=c$i bs=64k conv=fsync 2>/dev/null; echo block $i; done; \
                     sync; echo 3 >/proc/sys/vm/drop_caches; sed 's/ r/ c/' sums | sha256sum -c --quiet && echo all is there";
     debian(&disk, "", commands).snapshot_on("block 3", &snapshot).outcome().expect(0);

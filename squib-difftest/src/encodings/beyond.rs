@@ -71,6 +71,7 @@ const NOT_COMPARED: &[(u32, u32, &str)] = &[
     (0xfff8_0000, 0xd510_0000, "debug registers"),
     (0xfff8_0000, 0xd530_0000, "debug registers"),
     (0xffff_f000, 0xd538_0000, "ID registers, which Linux and qemu's user mode emulate for programs"),
+    (0xffff_ff00, 0xd53b_0000, "CTR_EL0, DCZID_EL0, which are the implementation's own"),
     (0xffdf_f000, 0xd51b_9000, "performance monitors"),
     (0xffdf_f800, 0xd51b_e800, "performance monitors"),
     (0x3f20_0000, 0x0800_0000, "exclusives, load-acquire, store-release with should-be-one fields that are not"),

@@ -123,7 +123,7 @@ fn system(rows: &mut Vec<Row>) {
     let any = super::always;
     add("HINT", "11010101000000110010 kkkk ooo 11111", hint);
     add("CLREX", "11010101000000110011 kkkk 010 11111", any);
-    add("DSB", "11010101000000110011 kkkk 100 11111", |i| field(i, 11, 8) & 11 != 0);
+    add("DSB", "11010101000000110011 kkkk 100 11111", any);
     add("DMB", "11010101000000110011 kkkk 101 11111", any);
     add("ISB", "11010101000000110011 kkkk 110 11111", any);
     add("CFINV", "11010101000000000100 0000 000 11111", any);

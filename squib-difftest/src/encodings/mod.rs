@@ -44,7 +44,7 @@ pub enum Class {
 pub enum Form {
     /// No memory.
     None,
-    /// [Xn], nothing else; also LD1 and the like with post-index.
+    /// `[Xn]`, nothing else; also LD1 and the like with post-index.
     Base,
     /// imm12 scaled by the access size.
     Scaled,

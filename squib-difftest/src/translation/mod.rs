@@ -1,5 +1,5 @@
 //! Differential test of the translation regime: random translation tables, controls and accesses at EL1 and EL0, run by one
-//! bare program ([`program`]) on the engine and on `qemu-system-aarch64`.
+//! bare program (`program.rs`) on the engine and on `qemu-system-aarch64`.
 //!
 //! Compared are ESR_EL1 and FAR_EL1 of the exception an access takes, or what it reads; PAR_EL1 of address translation
 //! instructions; the descriptors after the access (hardware updates of access flag and dirty state); and PSTATE.PAN.
