@@ -58,6 +58,10 @@ impl Cpu {
                 return Some(Exit::Canceled);
             }
             let ticks = self.ticks_to_timer();
+            if ticks.is_none() && self.timer.line != Some(true) && self.timer_asserted() && !self.timer.masked {
+                // The timer fired after `update_timer` had looked: nobody would wake us.
+                continue;
+            }
             let timeout = match ticks {
                 Some(ticks) if self.machine.clock.is_deterministic() => {
                     let now = self.machine.clock.counter();
