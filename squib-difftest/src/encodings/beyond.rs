@@ -72,6 +72,8 @@ const NOT_COMPARED: &[(u32, u32, &str)] = &[
     (0xfff8_0000, 0xd530_0000, "debug registers"),
     (0xffff_f000, 0xd538_0000, "ID registers, which Linux and qemu's user mode emulate for programs"),
     (0xffff_ff00, 0xd53b_0000, "CTR_EL0, DCZID_EL0, which are the implementation's own"),
+    (0xffff_f0ff, 0xd503_403f, "MSR SSBS (immediate)"),
+    (0xffdf_ffe0, 0xd51b_42c0, "SSBS"),
     (0xffff_ffe0, 0xd53b_d060, "TPIDRRO_EL0"),
     (0xffff_fc00, 0xd53b_e000, "counters and timers"),
     (0xffff_f0e0, 0xd50b_7020, "cache maintenance by address"),
