@@ -23,6 +23,7 @@ use crate::devices::virtio::mmio::VirtioMmio;
 use crate::devices::virtio::rng::{Entropy, Rng};
 use crate::devices::{Attached, Bus, Device, InterruptController, IrqLine};
 use crate::error::{Error, HvContext, Result};
+use crate::fault::RamFaults;
 use crate::hv::stage2::MappedRam;
 use crate::hv::teardown::Teardown;
 use crate::layout;
@@ -58,7 +59,7 @@ pub struct Parts {
     /// The vCPU threads.
     pub threads: Threads,
     /// Stage 2.
-    pub mapped: MappedRam,
+    pub mapped: Arc<MappedRam>,
     /// What the vCPU threads share.
     pub shared: Arc<Shared>,
     /// The UART, where typed bytes go.
@@ -186,8 +187,9 @@ pub fn assemble(ram: Arc<GuestRam>, cpus: u32, clock: ClockMode, console: &mut C
     }
     let memory = ram.guest_memory()?;
     let ram_size = ram.size();
-    let mapped = MappedRam::new(ram)?;
+    let mapped = Arc::new(MappedRam::whole(ram)?);
     let shared = Arc::new(Shared {
+        faults: RamFaults::new(Arc::clone(&mapped)),
         vm,
         control: Control::new(cpus as usize),
         bus: OnceLock::new(),

@@ -22,7 +22,7 @@ pub fn counter_frequency(vcpu: &Vcpu, cpsr: u64) -> Result<u64> {
     let ram = GuestRam::new(layout::PROBE, GRANULE, false)?;
     let write = ram.guest_memory()?.write_obj(PROGRAM, GuestAddress(layout::PROBE));
     write.map_err(|_| Error::GuestMemory { what: "the probe", address: layout::PROBE, len: 8 })?;
-    let _mapped = MappedRam::new(ram)?;
+    let _mapped = MappedRam::whole(ram)?;
     vcpu.set_reg(Reg::CPSR, cpsr).hv("set CPSR")?;
     vcpu.set_reg(Reg::PC, layout::PROBE).hv("set PC")?;
     for _ in 0..PATIENCE {

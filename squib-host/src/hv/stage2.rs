@@ -1,44 +1,102 @@
-//! Stage 2: guest RAM made visible to the guest, and taken away again before the memory goes.
+//! Stage 2: guest RAM made visible to the guest, whole or granule by granule, and taken away again before the memory goes.
+//!
+//! Offsets and lengths are in bytes from the start of RAM, multiples of [`GRANULE`]. Every range is mapped from the one guest view,
+//! so a call never spans two VM regions.
 
 use std::sync::Arc;
 
 use applevisor::prelude::{HypervisorError, MemPerms};
 
 use crate::error::{HvContext, Result};
-use crate::memory::GuestRam;
+use crate::memory::{GRANULE, GuestRam};
+
+/// What the guest may do with mapped RAM. Execution is always allowed: taking it away would fault fetches for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// A guest write exits with a permission fault.
+    ReadExec,
+    /// Nothing faults.
+    ReadWriteExec,
+}
+
+impl Permission {
+    fn flags(self) -> u64 {
+        u64::from(match self {
+            Permission::ReadExec => MemPerms::ReadExec,
+            Permission::ReadWriteExec => MemPerms::ReadWriteExec,
+        })
+    }
+}
 
 fn check(code: i32) -> Result<(), HypervisorError> {
     if code == 0 { Ok(()) } else { Err(HypervisorError::from(code)) }
 }
 
-/// Guest RAM mapped at stage 2. Holds the RAM, so that the memory outlives the mapping.
+/// Guest RAM at stage 2. Holds the RAM, so that the memory outlives every mapping.
+///
+/// Callers keep the framework's rules: what is mapped is not mapped again, what is protected or unmapped is mapped. Who knows
+/// which granules are mapped is [`crate::fault::RamFaults`].
 #[derive(Debug)]
 pub struct MappedRam {
     ram: Arc<GuestRam>,
 }
 
 impl MappedRam {
-    /// Maps all of `ram` for reading, writing and execution, by one call over one VM region.
-    pub fn new(ram: Arc<GuestRam>) -> Result<MappedRam> {
-        let flags = u64::from(MemPerms::ReadWriteExec);
-        // SAFETY: the guest view is one mapping of `size` readable and writable bytes on a 2 MiB boundary; `ram` is held until
-        // the range is unmapped, so the guest never reaches memory that is gone.
-        let code = unsafe {
-            applevisor_sys::hv_vm_map(ram.guest_view().cast_const().cast(), ram.base(), ram.size() as usize, flags)
-        };
-        check(code).hv(format!("map {} MiB of guest RAM at {:#x}", ram.size() >> 20, ram.base()))?;
-        Ok(MappedRam { ram })
+    /// RAM of which nothing is mapped yet.
+    pub fn absent(ram: Arc<GuestRam>) -> MappedRam {
+        MappedRam { ram }
+    }
+
+    /// Maps all of `ram`, with every permission, by one call.
+    pub fn whole(ram: Arc<GuestRam>) -> Result<MappedRam> {
+        let mapped = MappedRam::absent(ram);
+        mapped.map(0, mapped.ram.size(), Permission::ReadWriteExec)?;
+        Ok(mapped)
     }
 
     /// The RAM.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }
+
+    /// Maps an unmapped range. The bytes must be complete: the guest sees them at once.
+    pub fn map(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
+        self.check_range(offset, len)?;
+        // SAFETY: the range lies in the guest view (checked), which is one mapping of readable and writable bytes on a 2 MiB
+        // boundary; `ram` is held until everything is unmapped, so the guest never reaches memory that is gone.
+        let code = unsafe {
+            let host = self.ram.guest_view().add(offset as usize);
+            applevisor_sys::hv_vm_map(
+                host.cast_const().cast(),
+                self.ram.base() + offset,
+                len as usize,
+                permission.flags(),
+            )
+        };
+        check(code).hv(format!("map {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
+    }
+
+    /// Changes the permission of a range that is mapped. In force for every vCPU when this returns.
+    pub fn protect(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
+        self.check_range(offset, len)?;
+        // SAFETY: plain call; a range that is not mapped is an error of the framework.
+        let code = unsafe { applevisor_sys::hv_vm_protect(self.ram.base() + offset, len as usize, permission.flags()) };
+        check(code).hv(format!("protect {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.ram.size());
+        if inside && offset.is_multiple_of(GRANULE) && (len.is_multiple_of(GRANULE) || offset + len == self.ram.size())
+        {
+            return Ok(());
+        }
+        Err(crate::error::Error::State(format!("{len:#x} bytes at offset {offset:#x} are no granules of guest RAM")))
+    }
 }
 
 impl Drop for MappedRam {
     fn drop(&mut self) {
-        // SAFETY: unmaps what `new` mapped; no vCPU exists any more (the machine joins their threads first).
+        // SAFETY: no vCPU exists any more (the machine joins their threads first), so nothing reaches what is unmapped.
         let code = unsafe { applevisor_sys::hv_vm_unmap(self.ram.base(), self.ram.size() as usize) };
         if let Err(error) = check(code) {
             tracing::warn!(%error, "guest RAM could not be unmapped");

@@ -20,6 +20,7 @@ use super::walk::Regime;
 use crate::crash::CrashReport;
 use crate::devices::Bus;
 use crate::error::{Error, HvContext, Result};
+use crate::fault::{Access, RamFault, RamFaults, Resolution};
 use crate::hv::exit::{DataAbort, Exit, SysRegAccess};
 use crate::hv::{gic_mmio, probe};
 use crate::layout;
@@ -33,6 +34,8 @@ const WFX_REST: Duration = Duration::from_micros(500);
 /// What all vCPUs of a machine share.
 #[derive(Debug)]
 pub struct Shared {
+    /// RAM at stage 2. Dropped before the virtual machine.
+    pub faults: RamFaults,
     /// The virtual machine.
     pub vm: VirtualMachineInstance<GicEnabled>,
     /// Stop and go.
@@ -180,6 +183,9 @@ impl VcpuThread {
                 }
                 Exit::SysReg(access) => self.system_register(access).hv("answer a system register access")?,
                 Exit::DataAbort(abort) => self.data_abort(abort)?,
+                Exit::InstructionAbort { ipa } if self.shared.in_ram(ipa) => {
+                    self.ram_fault(RamFault { ipa, access: Access::Fetch })?;
+                }
                 Exit::InstructionAbort { ipa } => {
                     self.crash(format!("it jumped to {ipa:#x}, where there is no RAM"))?;
                 }
@@ -286,8 +292,9 @@ impl VcpuThread {
 
     fn data_abort(&mut self, abort: DataAbort) -> Result<()> {
         if self.shared.in_ram(abort.ipa) {
-            // RAM is mapped whole, with every permission.
-            return self.crash(format!("RAM at {:#x} is not mapped at stage 2", abort.ipa));
+            let store = abort.write && !abort.cache_maintenance;
+            let access = if store { Access::Write } else { Access::Read };
+            return self.ram_fault(RamFault { ipa: abort.ipa, access });
         }
         if abort.cache_maintenance {
             return self.advance().hv("move PC");
@@ -315,6 +322,14 @@ impl VcpuThread {
             self.set_x(access.register, access.extend(value)).hv("write a register")?;
         }
         self.advance().hv("move PC")
+    }
+
+    /// An access to RAM that stage 2 refused.
+    fn ram_fault(&mut self, fault: RamFault) -> Result<()> {
+        match self.shared.faults.resolve(fault)? {
+            Resolution::Retry => Ok(()),
+            Resolution::Unexplained => self.crash(format!("stage 2 refuses an access to RAM at {:#x}", fault.ipa)),
+        }
     }
 
     fn bus(&self) -> Option<&Bus> {

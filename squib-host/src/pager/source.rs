@@ -1,0 +1,43 @@
+//! Where absent pages come from.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// How a page's bytes were come by, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Known to be zero, without any I/O.
+    Zero,
+    /// Read from a file.
+    File,
+    /// Fetched from a page server.
+    Server,
+}
+
+/// Why a source could not give a page.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// For now: the server is away. The page may be asked for again once the machine is resumed.
+    #[error("{0}")]
+    Unavailable(String),
+    /// For good: the bytes are wrong, or the source says it does not have them.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// The content of RAM at the moment of a snapshot. Asked by many threads at once.
+pub trait PageSource: Send + Sync + fmt::Debug {
+    /// Bytes of RAM.
+    fn size(&self) -> u64;
+
+    /// Fills all of `buf` with the bytes of RAM from `offset` on (multiples of 16 KiB, but for the end of RAM), verified as far as
+    /// the source can. Blocks, but never for ever. When it fails, the content of `buf` means nothing.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError>;
+
+    /// How far from `offset` on, at most `len` bytes, RAM is known to be zero without asking anyone.
+    fn known_zero(&self, offset: u64, len: u64) -> u64 {
+        let _ = (offset, len);
+        0
+    }
+}
