@@ -160,6 +160,18 @@ fn write_all_at(mut file: &File, bytes: &[u8], at: u64) {
     file.write_all(bytes).expect("a write");
 }
 
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at).expect("a read");
+}
+
+#[cfg(not(unix))]
+fn read_exact_at(mut file: &File, bytes: &mut [u8], at: u64) {
+    use std::io::{Read, Seek, SeekFrom};
+    file.seek(SeekFrom::Start(at)).expect("a seek");
+    file.read_exact(bytes).expect("a read");
+}
+
 /// A source that hides its memory, so that every byte is copied out of it.
 struct Copying<'a>(&'a [u8]);
 
@@ -202,6 +214,35 @@ fn memory(c: &mut Criterion, s: &Samples, size: usize) {
         let held = ram.chunks(PAGE as usize).filter(|p| p.iter().any(|b| *b != 0)).count() as u64 * PAGE;
         println!("sparse: {used} bytes on disk for {held} non-zero bytes: {:.4}", used as f64 / held as f64);
     }
+}
+
+/// Single pages of a checked memory, in scattered order: what a lazy restore costs beyond reading the file.
+fn lazy(c: &mut Criterion, s: &Samples) {
+    let files = Files::new();
+    let ram = noise(256 << 20);
+    files.save(&ram, ram.len() as u64, Contents::Full);
+    let pair = || Pair::open(&files.path("vm.snap"), &files.path("vm.mem")).expect("the pair");
+    let bare = pair();
+    let blocks = ram.len() as u64 / DEFAULT_BLOCK_SIZE;
+    let mut buffer = vec![0; DEFAULT_BLOCK_SIZE as usize];
+    let mut page = vec![0; PAGE as usize];
+    let mut read_blocks =
+        || timed(|| (0..blocks).for_each(|n| read_exact_at(bare.memory_file(), &mut buffer, n * DEFAULT_BLOCK_SIZE)));
+    s.run(c, "lazy/first page of a block", 20, &mut read_blocks, || {
+        let chain = Chain::from_pairs(pair(), vec![]).expect("a chain");
+        timed(|| {
+            (0..blocks).for_each(|n| chain.read_checked(n * DEFAULT_BLOCK_SIZE + PAGE, &mut page).expect("a page"));
+        })
+    });
+    let chain = Chain::from_pairs(pair(), vec![]).expect("a chain");
+    let pages = ram.len() as u64 / PAGE;
+    let scattered = || (0..pages).map(|n| n * 7919 % pages * PAGE);
+    scattered().for_each(|at| chain.read_checked(at, &mut page).expect("a page"));
+    let mut bare_page = vec![0; PAGE as usize];
+    let mut read_pages = || timed(|| scattered().for_each(|at| read_exact_at(bare.memory_file(), &mut bare_page, at)));
+    s.run(c, "lazy/page of a checked block", 20, &mut read_pages, || {
+        timed(|| scattered().for_each(|at| chain.read_checked(at, &mut page).expect("a page")))
+    });
 }
 
 fn digests(c: &mut Criterion, s: &Samples) {
@@ -285,6 +326,7 @@ fn main() {
     digests(&mut c, &s);
     state(&mut c, &s);
     bitmap(&mut c, &s);
+    lazy(&mut c, &s);
     memory(&mut c, &s, mib << 20);
     c.final_summary();
 
@@ -296,6 +338,8 @@ fn main() {
     s.ratio("diff save, 1 % scattered : bare pwrite + sync", "diff/save", "1.3");
     s.ratio("checksum, 256 MiB : reading every byte", "digest/checksum", "");
     s.ratio("zero detection, 256 MiB : the same", "digest/zero detection", "");
+    s.ratio("first 16 KiB of 128 blocks, checked : reading the blocks", "lazy/first page of a block", "");
+    s.ratio("16384 pages of checked blocks : reading the pages", "lazy/page of a checked block", "");
     s.ratio("state encode + CRC : bare bitcode", "state/encode + CRC", "under 1 ms");
     s.ratio("state decode + verify : bare bitcode", "state/decode + verify", "under 1 ms");
     s.ratio("drain, 64 GiB clean : bare scan", "drain/64 GiB clean", "under 0.1 ms");

@@ -4,21 +4,16 @@
 //! chain are all refused with the reason. A page is read from the newest link that holds it, and
 //! [`Chain::read_checked`] never returns a byte that it has not compared with its checksum.
 
-use std::collections::VecDeque;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::checked::CheckedBlocks;
 use crate::error::{Result, SnapshotError};
 use crate::fs::read_exact_at;
 use crate::memory::PageReader;
 use crate::pair::Pair;
 use crate::state_file::StateFile;
 use crate::verify::VerifyReport;
-
-/// Bytes of checked blocks kept for the next read.
-const CACHE_BYTES: usize = 16 << 20;
 
 /// An open chain. A single full pair is a chain without diffs.
 ///
@@ -52,15 +47,7 @@ pub struct Chain {
     /// Base first.
     links: Vec<Pair>,
     ram_size: u64,
-    cache: Mutex<VecDeque<CachedBlock>>,
-}
-
-#[derive(Debug, Clone)]
-struct CachedBlock {
-    link: usize,
-    block: u64,
-    ranges: Arc<[Range<u64>]>,
-    bytes: Arc<Vec<u8>>,
+    checked: CheckedBlocks,
 }
 
 impl Chain {
@@ -83,7 +70,7 @@ impl Chain {
         let mut links = vec![base];
         links.extend(diffs);
         check_links(&links, ram_size)?;
-        Ok(Self { links, ram_size, cache: Mutex::default() })
+        Ok(Self { links, ram_size, checked: CheckedBlocks::default() })
     }
 
     /// The links, base first.
@@ -155,8 +142,14 @@ impl Chain {
         })
     }
 
-    /// Fills `buf` with RAM at `offset`, every byte of it compared with its checksum first. Blocks just checked are kept, so
-    /// that reading page by page costs one check per block. Links of version 5.0 have no checksums and are read as they are.
+    /// Fills `buf` with RAM at `offset`, every byte of it compared with its checksum first.
+    ///
+    /// The first read from a block (2 MiB unless the saver chose otherwise, see
+    /// [`PairRequest::block_size`](crate::PairRequest::block_size)) reads and checks all of it. Later ones read and check only the 16
+    /// KiB pages they need, so a lazy restore that fetches pages in any order reads every byte of the file about once ahead and
+    /// each page once more. For that up to 36 MiB of checksums are kept, enough for 64 GiB of RAM in blocks of 2 MiB. Blocks known to
+    /// be zero ([`Self::is_known_zero`]) cost no read. Links of version 5.0 have no checksums and are read as they are. Several
+    /// threads may read at once.
     ///
     /// # Errors
     /// [`SnapshotError::MemoryDamaged`], [`SnapshotError::MemoryIo`].
@@ -202,34 +195,12 @@ impl Chain {
             if sums.get(block).is_none() && !record.memory.is_diff() {
                 part.fill(0); // Zero when it was saved: nothing to read.
             } else {
-                self.checked_block(link, block)?.copy(at, part);
+                self.checked.read((link, pair), &record.memory, at, part)?;
             }
             rest = tail;
             at = stop;
         }
         Ok(())
-    }
-
-    fn checked_block(&self, link: usize, block: u64) -> Result<CachedBlock> {
-        let lock = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hit) = lock().iter().find(|b| (b.link, b.block) == (link, block)) {
-            return Ok(hit.clone());
-        }
-        let pair = &self.links[link];
-        let memory = &pair.state_file().require_record("checksums of its memory")?.memory;
-        let mut bytes = Vec::new();
-        if let Some(damage) = pair.check_block(memory, block, &mut bytes)? {
-            return Err(damage.into_error(pair.memory_path()));
-        }
-        let fresh = CachedBlock { link, block, ranges: memory.ranges_in_block(block).into(), bytes: Arc::new(bytes) };
-        let mut cache = lock();
-        cache.push_front(fresh.clone());
-        let mut total = 0;
-        cache.retain(|b| {
-            total += b.bytes.len();
-            total <= CACHE_BYTES
-        });
-        Ok(fresh)
     }
 
     /// Checks every link.
@@ -241,22 +212,6 @@ impl Chain {
     }
 }
 
-impl CachedBlock {
-    /// Copies RAM at `offset`, which the block holds, to `part`.
-    fn copy(&self, offset: u64, part: &mut [u8]) {
-        let mut position = 0;
-        for range in self.ranges.iter() {
-            let (from, to) = (offset.max(range.start), (offset + part.len() as u64).min(range.end));
-            if from < to {
-                let source = position + (from - range.start) as usize;
-                let len = (to - from) as usize;
-                part[(from - offset) as usize..][..len].copy_from_slice(&self.bytes[source..source + len]);
-            }
-            position += (range.end - range.start) as usize;
-        }
-    }
-}
-
 /// Checked reads, for everything that takes a source of pages.
 impl PageReader for Chain {
     fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -264,6 +219,10 @@ impl PageReader for Chain {
             SnapshotError::MemoryIo(e) => e,
             other => io::Error::new(io::ErrorKind::InvalidData, other),
         })
+    }
+
+    fn is_known_zero(&self, offset_from_ram_start: u64, len: u64) -> bool {
+        Chain::is_known_zero(self, offset_from_ram_start, len)
     }
 }
 

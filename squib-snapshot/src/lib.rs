@@ -53,6 +53,7 @@ pub mod arch;
 pub mod atomic;
 mod bounded;
 pub mod chain;
+mod checked;
 mod digest;
 pub mod dirty;
 pub mod envelope;

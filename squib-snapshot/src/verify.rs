@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::digest::{Checksum, is_zero};
+use crate::digest::{checksum, is_zero};
 use crate::error::{Result, SnapshotError};
 use crate::fs::read_exact_at;
 use crate::image::UNIT;
@@ -146,24 +146,29 @@ impl Pair {
         buffer: &mut Vec<u8>,
     ) -> Result<Option<Damage>> {
         debug_assert!(memory.sums.block_size() <= UNIT);
-        buffer.clear();
-        let mut sum = Checksum::new();
-        for range in memory.ranges_in_block(block) {
-            let from = buffer.len();
-            buffer.resize(from + (range.end - range.start) as usize, 0);
-            read_exact_at(self.memory_file(), &mut buffer[from..], range.start).map_err(|e| self.memory_error(e))?;
-            sum.update(&buffer[from..]);
-        }
-        let found = sum.finish();
+        let ranges = memory.ranges_in_block(block);
+        buffer.resize(ranges.iter().map(|r| (r.end - r.start) as usize).sum(), 0);
+        self.read_ranges(&ranges, buffer)?;
+        let found = checksum(buffer);
         let range = memory.sums.block_range(block, memory.ram_size);
         match memory.sums.get(block) {
             Some(expected) if expected == found => Ok(None),
             None if is_zero(buffer) => Ok(None),
             // A block without checksum must be all zero: what was found is compared with the checksum of that.
             expected => {
-                let zeros = || crate::digest::checksum(&vec![0; buffer.len()]);
+                let zeros = || checksum(&vec![0; buffer.len()]);
                 Ok(Some(Damage { range, expected: expected.unwrap_or_else(zeros), found }))
             }
         }
+    }
+
+    /// Reads these ranges, one after the other, into `buffer`, which is as long as all of them.
+    pub(crate) fn read_ranges(&self, ranges: &[Range<u64>], mut buffer: &mut [u8]) -> Result<()> {
+        for range in ranges {
+            let (head, tail) = buffer.split_at_mut((range.end - range.start) as usize);
+            read_exact_at(self.memory_file(), head, range.start).map_err(|e| self.memory_error(e))?;
+            buffer = tail;
+        }
+        Ok(())
     }
 }

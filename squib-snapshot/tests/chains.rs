@@ -106,6 +106,16 @@ proptest! {
         let mut part = vec![0xff; (end - at) as usize];
         chain.read_checked(at, &mut part).unwrap();
         prop_assert!(part == ram[at as usize..end as usize]);
+        // Page by page, out of order and twice, as a lazy restore asks for them.
+        let lazy = bench.chain(&numbers).unwrap();
+        let count = (ram.len() as u64).div_ceil(PAGE);
+        for n in 0..2 * count {
+            let start = (at + n * 29) % count * PAGE;
+            let end = (start + PAGE).min(ram.len() as u64);
+            let mut page = vec![0xff; (end - start) as usize];
+            lazy.read_checked(start, &mut page).unwrap();
+            prop_assert!(page == ram[start as usize..end as usize], "page at {}", start);
+        }
         prop_assert!(!chain.is_known_zero(at, end - at) || part.iter().all(|b| *b == 0));
 
         let (state, memory) = bench.paths(99);
@@ -154,6 +164,37 @@ fn links_that_do_not_fit_are_refused_with_the_reason() {
     assert!(reason(&[0, 5], 5).contains(&foreign.to_string()));
     assert!(reason(&[0, 4], 4).contains("full snapshot, not a diff"));
     assert!(reason(&[0, 6], 6).contains("RAM is 65536 bytes"));
+}
+
+#[test]
+fn a_page_of_a_checked_block_is_read_alone_and_still_checked() {
+    let bench = Bench::new(0);
+    let ram: Vec<u8> = (0..200 * PAGE).map(|i| (i / 4096 * 7 + 1) as u8).collect();
+    bench.save(0, &ram, Contents::Full);
+    let chain = bench.chain(&[0]).unwrap();
+    let mut page = vec![0; PAGE as usize];
+    chain.read_checked(3 * PAGE, &mut page).unwrap();
+
+    // From here on the file changes under the chain.
+    let (_, memory) = bench.paths(0);
+    let mut bad = ram.clone();
+    bad[7 * PAGE as usize + 100] ^= 1;
+    fs::write(&memory, &bad).unwrap();
+    chain.read_checked(5 * PAGE + 10, &mut page).unwrap();
+    assert!(page == ram[5 * PAGE as usize + 10..][..PAGE as usize], "only what is asked for is read again");
+    for (at, len) in [(7 * PAGE, PAGE), (7 * PAGE + 5, 1), (6 * PAGE, 2 * PAGE)] {
+        let e = chain.read_checked(at, &mut vec![0; len as usize]).unwrap_err();
+        let range = 7 * PAGE..8 * PAGE;
+        assert!(matches!(&e, SnapshotError::MemoryDamaged { start, end, .. } if (*start..*end) == range), "{e}");
+    }
+    // The other block was never read; its first read checks all of it.
+    let mut bad = ram.clone();
+    bad[199 * PAGE as usize] ^= 1;
+    fs::write(&memory, &bad).unwrap();
+    let e = chain.read_checked(130 * PAGE, &mut page).unwrap_err();
+    assert!(matches!(&e, SnapshotError::MemoryDamaged { start, .. } if *start == 2 << 20), "{e}");
+    chain.read_checked(7 * PAGE, &mut page).unwrap();
+    assert!(page == ram[7 * PAGE as usize..][..PAGE as usize], "what is right again is read again");
 }
 
 #[test]

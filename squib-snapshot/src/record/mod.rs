@@ -135,7 +135,11 @@ impl MemoryRecord {
     /// Byte ranges of block `block` that the file holds: what its checksum covers, in ascending order.
     #[must_use]
     pub fn ranges_in_block(&self, block: u64) -> Vec<Range<u64>> {
-        let range = self.sums.block_range(block, self.ram_size);
+        self.ranges_within(self.sums.block_range(block, self.ram_size))
+    }
+
+    /// Byte ranges within `range` that the file holds, in ascending order.
+    pub(crate) fn ranges_within(&self, range: Range<u64>) -> Vec<Range<u64>> {
         match &self.pages {
             None => vec![range],
             Some(pages) => byte_ranges(pages, range),
