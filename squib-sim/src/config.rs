@@ -164,7 +164,8 @@ positions! {
     FaultDetails {
         /// ISV and the instruction's fields as the architecture says.
         Architectural = "architectural",
-        /// ISV = 0 on every one, and S1PTW set: a host that needs neither passes.
+        /// ISV = 0 on every one, and S1PTW set: a host that needs neither passes. Of what is not mapped that is Normal memory
+        /// by stage 1, or with stage 1 off whatever has memory in the same 128 MiB.
         Vague = "vague",
     }
 }

@@ -6,11 +6,13 @@
 use std::sync::atomic::Ordering;
 
 use super::cpu::{Cpu, Trap};
+use super::mmu::PAGE_MASK;
 use super::op::{Next, Op};
 use super::pstate::{sctlr, spsr};
 use super::run::Exit;
 use super::shared::pending;
 use super::syndrome::{self, ec};
+use crate::config::FaultDetails;
 
 /// A synchronous exception in the making.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,8 @@ pub enum Fault {
         ipa: u64,
         /// ISS bits known already: DFSC, WnR, S1PTW, CM.
         iss: u32,
+        /// Whether it is memory that is missing or protected, not a device that the host plays.
+        ram: bool,
     },
     /// Leaves to the host with exactly this syndrome, PC on the instruction.
     Host {
@@ -122,8 +126,8 @@ impl Cpu {
             Fault::None => {}
             Fault::Alone => self.single = true,
             Fault::Guest { ec, iss, far } => self.take_exception(ec, iss, far, self.pc),
-            Fault::Stage2Data { far, ipa, iss } => {
-                let iss = syndrome::complete_data_abort(iss, insn, self.machine.config.fault_details);
+            Fault::Stage2Data { far, ipa, iss, ram } => {
+                let iss = syndrome::complete_data_abort(iss, insn, ram && self.vague());
                 return self.stop(ec::DATA_ABORT_LOWER, iss, far, ipa);
             }
             Fault::Host { ec, iss, far, ipa } => return self.stop(ec, iss, far, ipa),
@@ -131,8 +135,16 @@ impl Cpu {
         Next::Lookup
     }
 
-    /// Leaves the run loop with an exception syndrome.
+    /// Whether a fault of memory tells as little as it may.
+    pub(crate) fn vague(&self) -> bool {
+        self.machine.config.fault_details == FaultDetails::Vague
+    }
+
+    /// Leaves the run loop with an exception syndrome. Of an abort HPFAR_EL2 gives the page alone, and FAR_EL2 the bits below,
+    /// which for a fault on a table walk are not those of the descriptor.
     pub(crate) fn stop(&mut self, ec: u32, iss: u32, far: u64, ipa: u64) -> Next {
+        let abort = matches!(ec, ec::DATA_ABORT_LOWER | ec::INSTRUCTION_ABORT_LOWER);
+        let ipa = if abort { ipa & PAGE_MASK | far & !PAGE_MASK } else { ipa };
         self.exit = Exit::Exception { esr: syndrome::esr(ec, iss), far, ipa };
         if std::mem::take(&mut self.hung) {
             // There was no exception, only an access that did not end.

@@ -5,7 +5,7 @@
 
 use super::cpu::{Cpu, Privilege, Trap};
 use super::exception::Fault;
-use super::mmu::walk::{Access, Kind, WalkFault};
+use super::mmu::walk::{Access, Kind, Translation, WalkFault};
 use super::mmu::{Entry, PAGE_MASK, SLOW, Tlb, attr};
 use super::pstate::sctlr;
 use super::syndrome::{ec, fsc, iss};
@@ -41,8 +41,8 @@ struct Unaligned<T>(T);
 enum Place {
     /// Host address of the first byte.
     Ram(u64),
-    /// Nothing is mapped there at stage 2.
-    Unmapped { ipa: u64 },
+    /// Nothing is mapped there at stage 2; `ram`: the guest takes it for memory.
+    Unmapped { ipa: u64, ram: bool },
 }
 
 impl Cpu {
@@ -143,7 +143,7 @@ impl Cpu {
         let kind = if write { Kind::Write } else { Kind::Read };
         match self.place(va, size, size, kind, Privilege::Current)? {
             Place::Ram(host) => Ok(host),
-            Place::Unmapped { ipa } => Err(self.stage2_data_fault(va, ipa, fsc::TRANSLATION | 3, write)),
+            Place::Unmapped { ipa, ram } => Err(self.unmapped_fault(va, ipa, ram, u32::from(write) << 6)),
         }
     }
 
@@ -157,7 +157,7 @@ impl Cpu {
         }
         match self.place(va, 1, 1, Kind::Write, Privilege::Current)? {
             Place::Ram(_) => Ok(()),
-            Place::Unmapped { ipa } => Err(self.stage2_data_fault(va, ipa, fsc::TRANSLATION | 3, true)),
+            Place::Unmapped { ipa, ram } => Err(self.unmapped_fault(va, ipa, ram, iss::WNR)),
         }
     }
 
@@ -178,14 +178,14 @@ impl Cpu {
                     }
                 })
             }
-            Place::Unmapped { ipa } => {
+            Place::Unmapped { ipa, ram } => {
                 self.only_instruction()?;
                 if let Some(gic) = self.machine.gic.get()
                     && let Some(value) = gic.mmio_read(self.shared.index, ipa, size as u8)
                 {
                     return Ok(value.into());
                 }
-                Err(self.stage2_data_fault(va, ipa, fsc::TRANSLATION | 3, false))
+                Err(self.unmapped_fault(va, ipa, ram, 0))
             }
         }
     }
@@ -206,14 +206,14 @@ impl Cpu {
                 }
                 Ok(())
             }
-            Place::Unmapped { ipa } => {
+            Place::Unmapped { ipa, ram } => {
                 self.only_instruction()?;
                 if let Some(gic) = self.machine.gic.get()
                     && gic.mmio_write(self.shared.index, ipa, size as u8, value as u64)
                 {
                     return Ok(());
                 }
-                Err(self.stage2_data_fault(va, ipa, fsc::TRANSLATION | 3, true))
+                Err(self.unmapped_fault(va, ipa, ram, iss::WNR))
             }
         }
     }
@@ -258,9 +258,11 @@ impl Cpu {
         if unaligned && found.is_device() {
             return Err(self.alignment_fault(va, write));
         }
-        let Some((host, perms)) = self.stage2(found.ipa) else { return Ok(Place::Unmapped { ipa: found.ipa }) };
+        let Some((host, perms)) = self.stage2(found.ipa) else {
+            return Ok(Place::Unmapped { ipa: found.ipa, ram: self.is_ram(found) });
+        };
         if !perms.readable() || write && !perms.writable() {
-            return Err(self.stage2_data_fault(va, found.ipa, fsc::PERMISSION | 3, write));
+            return Err(self.stage2_data_fault(va, found.ipa, fsc::PERMISSION | 3 | u32::from(write) << 6, true));
         }
         let page = found.ipa & PAGE_MASK;
         if write {
@@ -286,24 +288,34 @@ impl Cpu {
         Access { kind, privileged, pan: self.pan, update: true }
     }
 
-    /// Turns a failed walk for a data access into a fault; `bits` are further ISS bits (WnR, CM).
+    /// Turns a failed walk for a data access into a fault; `bits` are further ISS bits (WnR, CM). WnR is the walk's own when
+    /// it was the walk that met the stage-2 fault, but always set for cache maintenance and address translation.
     #[cold]
     pub(crate) fn walk_fault(&mut self, va: u64, fault: WalkFault, bits: u32) -> Trap {
         match fault.stage2 {
-            Some((ipa, more)) => {
-                let wnr = if more & iss::WNR != 0 { iss::WNR } else { 0 };
-                let iss = fault.fsc | iss::S1PTW | wnr | bits & !iss::WNR;
-                self.fault = Fault::Stage2Data { far: va, ipa, iss };
-                Trap
+            Some((ipa, walk)) => {
+                let bits = if bits & iss::CM != 0 { bits } else { 0 };
+                self.stage2_data_fault(va, ipa, fault.fsc | walk | bits, true)
             }
             None => self.guest_fault(ec::DATA_ABORT_LOWER, fault.fsc | bits, Some(va)),
         }
     }
 
     #[cold]
-    pub(crate) fn stage2_data_fault(&mut self, va: u64, ipa: u64, fsc: u32, write: bool) -> Trap {
-        self.fault = Fault::Stage2Data { far: va, ipa, iss: fsc | u32::from(write) << 6 };
+    pub(crate) fn stage2_data_fault(&mut self, va: u64, ipa: u64, iss: u32, ram: bool) -> Trap {
+        self.fault = Fault::Stage2Data { far: va, ipa, iss, ram };
         Trap
+    }
+
+    #[cold]
+    fn unmapped_fault(&mut self, va: u64, ipa: u64, ram: bool, bits: u32) -> Trap {
+        self.stage2_data_fault(va, ipa, fsc::TRANSLATION | 3 | bits, ram)
+    }
+
+    /// Whether what is not mapped at stage 2 is memory. The guest tells by the type it gives it; with stage 1 off everything
+    /// is Device memory, and the neighbourhood tells.
+    pub(crate) fn is_ram(&self, found: Translation) -> bool {
+        !found.is_device() || self.sys.sctlr & sctlr::M == 0 && self.machine.stage2.near_memory(found.ipa)
     }
 
     /// A store reaches the page at this IPA: forgets code decoded there.

@@ -425,21 +425,24 @@ impl Cpu {
         let found = match self.walk(pc, self.access(Kind::Fetch, Privilege::Current)) {
             Ok(found) => found,
             Err(fault) => {
-                if let Some((ipa, bits)) = fault.stage2 {
-                    return Err(self.stop(ec::INSTRUCTION_ABORT_LOWER, fault.fsc | bits & iss::S1PTW, pc, ipa));
+                if let Some((ipa, _)) = fault.stage2 {
+                    return Err(self.stop(ec::INSTRUCTION_ABORT_LOWER, fault.fsc | iss::S1PTW, pc, ipa));
                 }
                 self.guest_fault(ec::INSTRUCTION_ABORT_LOWER, fault.fsc, Some(pc));
                 return Err(self.deliver(0));
             }
         };
-        let host = match self.stage2(found.ipa) {
-            Some((host, perms)) if perms.executable() => host,
-            Some(_) => return Err(self.stop(ec::INSTRUCTION_ABORT_LOWER, fsc::PERMISSION | 3, pc, found.ipa)),
-            None => return Err(self.stop(ec::INSTRUCTION_ABORT_LOWER, fsc::TRANSLATION | 3, pc, found.ipa)),
+        let status = match self.stage2(found.ipa) {
+            Some((host, perms)) if perms.executable() => {
+                let page = self.code_page(found.ipa & PAGE_MASK, host);
+                self.enter_fetch(pc, page, found.local);
+                return Ok(page);
+            }
+            Some(_) => fsc::PERMISSION | 3,
+            None => fsc::TRANSLATION | 3,
         };
-        let page = self.code_page(found.ipa & PAGE_MASK, host);
-        self.enter_fetch(pc, page, found.local);
-        Ok(page)
+        let walk = if self.vague() { iss::S1PTW } else { 0 };
+        Err(self.stop(ec::INSTRUCTION_ABORT_LOWER, status | walk, pc, found.ipa))
     }
 
     /// Runs one cut-short block: a single instruction in slow mode, otherwise as much as the slice has left.

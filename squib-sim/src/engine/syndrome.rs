@@ -1,8 +1,6 @@
 //! Exception syndromes: classes, fault status codes, and the ISS of a data abort worked out from the instruction word
 //! (Arm ARM D17.2.37 "ESR_EL2").
 
-use crate::config::FaultDetails;
-
 /// Exception classes.
 #[allow(missing_docs)]
 pub mod ec {
@@ -65,13 +63,13 @@ pub fn same_level(ec: u32) -> u32 {
 }
 
 /// Adds ISV and the access description to the ISS of a stage-2 data abort, where the architecture gives them.
-/// A permission fault is one of RAM for certain.
-pub fn complete_data_abort(iss: u32, insn: u32, details: FaultDetails) -> u32 {
+/// A `vague` one says instead that it comes from a table walk, which excuses ISV = 0.
+pub fn complete_data_abort(iss: u32, insn: u32, vague: bool) -> u32 {
+    if vague {
+        return iss | self::iss::S1PTW;
+    }
     if iss & (self::iss::S1PTW | self::iss::CM) != 0 {
         return iss;
-    }
-    if details == FaultDetails::Vague && iss & 0x3c == fsc::PERMISSION {
-        return iss | self::iss::S1PTW;
     }
     iss | access_description(insn).unwrap_or(0)
 }

@@ -20,14 +20,14 @@ const BAD_ARGUMENT: i32 = hv_error_t::HV_BAD_ARGUMENT as i32;
 const IPA: u64 = 0x8000_0000;
 
 /// A host mapping aligned to the granule.
-struct Host {
-    at: *mut u8,
+pub struct Host {
+    pub at: *mut u8,
     size: usize,
 }
 
 impl Host {
     /// Anonymous memory.
-    fn anonymous(size: usize, kind: i32) -> Host {
+    pub fn anonymous(size: usize, kind: i32) -> Host {
         Host::map(size, kind | libc::MAP_ANON, -1)
     }
 
@@ -62,35 +62,36 @@ impl Host {
         assert_eq!(unsafe { libc::mprotect(self.at.cast(), self.size, protection) }, 0);
     }
 
-    fn write(&self, offset: usize, value: u64) {
+    pub fn write(&self, offset: usize, value: u64) {
         assert!(offset + 8 <= self.size);
         // SAFETY: inside the mapping, which is writable; the guest is not running.
         unsafe { self.at.add(offset).cast::<u64>().write_volatile(value) };
     }
 
-    fn read(&self, offset: usize) -> u64 {
+    pub fn read(&self, offset: usize) -> u64 {
         assert!(offset + 8 <= self.size);
         // SAFETY: inside the mapping, which is readable; the guest is not running.
         unsafe { self.at.add(offset).cast::<u64>().read_volatile() }
     }
 }
 
-fn hv_map(host: *mut u8, ipa: u64, size: usize, flags: u64) -> i32 {
+pub fn hv_map(host: *mut u8, ipa: u64, size: usize, flags: u64) -> i32 {
     // SAFETY: the memory stays until the test ends, after the guest's last run.
     unsafe { hv_vm_map(host.cast::<c_void>(), ipa, size, flags) }
 }
 
-fn hv_unmap(ipa: u64, size: usize) -> i32 {
+pub fn hv_unmap(ipa: u64, size: usize) -> i32 {
     // SAFETY: changes the guest's memory only.
     unsafe { hv_vm_unmap(ipa, size) }
 }
 
-fn hv_protect(ipa: u64, size: usize, flags: u64) -> i32 {
+pub fn hv_protect(ipa: u64, size: usize, flags: u64) -> i32 {
     // SAFETY: changes the guest's memory only.
     unsafe { hv_vm_protect(ipa, size, flags) }
 }
 
-const RW: u64 = HV_MEMORY_READ | HV_MEMORY_WRITE;
+/// Loads and stores.
+pub const RW: u64 = HV_MEMORY_READ | HV_MEMORY_WRITE;
 
 fn temporary_file(size: usize, fill: u64) -> File {
     let path = std::env::temp_dir().join(format!("squib-conformance-{}-{fill:x}", std::process::id()));

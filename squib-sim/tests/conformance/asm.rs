@@ -16,6 +16,7 @@ pub fn brk(imm: u32) -> u32 {
 pub const NOP: u32 = 0xd503_201f;
 pub const WFE: u32 = 0xd503_205f;
 pub const WFI: u32 = 0xd503_207f;
+pub const DSB: u32 = 0xd503_3f9f;
 pub const ISB: u32 = 0xd503_3fdf;
 pub const ERET: u32 = 0xd69f_03e0;
 /// B to itself.

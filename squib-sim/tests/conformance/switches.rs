@@ -13,6 +13,7 @@ use squib_sim::config::{ClockMode, CounterFrequency, FaultDetails, Granule, Over
 use crate::asm::*;
 use crate::code;
 use crate::guest::*;
+use crate::iss;
 
 /// The switches as a test wants them, and the defaults otherwise; at its end, back to what they were.
 struct Switched;
@@ -287,6 +288,24 @@ fn ram_faults_may_tell_little() {
     assert_eq!((device.physical_address, ram.physical_address & !0xfff), (NOWHERE, DATA));
     assert_eq!(ram.syndrome & 1 << 24, 0, "ISV");
     assert_ne!(ram.syndrome & 1 << 7, 0, "S1PTW");
+}
+
+#[test]
+fn ram_faults_that_tell_little_are_still_exact() {
+    let mut guest = guest_with(&[], |config| config.fault_details = FaultDetails::Vague);
+    crate::a4_restart::every_access_is_restarted(&mut guest, true);
+    drop(guest);
+    // Missing memory is memory, with stage 1 off as well when there is some near; a device is none.
+    let missing = RAM + RAM_SIZE;
+    for (at, vague) in [(missing, true), (NOWHERE, false)] {
+        let mut guest = guest_with(&code![mov(0, at), ldr(1, 0)], |config| config.fault_details = FaultDetails::Vague);
+        let exception = guest.run_to_class(ec::DATA_ABORT);
+        assert_eq!((exception.syndrome & iss::ISV == 0, exception.syndrome & iss::S1PTW != 0), (vague, vague));
+        guest.write_code(RAM + 0x100, &[0xd61f_0000]); // br x0
+        guest.vcpu.set_reg(Reg::PC, RAM + 0x100).unwrap();
+        let fetch = guest.run_to_class(ec::INSTRUCTION_ABORT);
+        assert_ne!(fetch.syndrome & iss::S1PTW, 0, "nobody fetches from a device");
+    }
 }
 
 #[test]

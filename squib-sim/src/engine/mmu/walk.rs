@@ -87,11 +87,10 @@ impl Cpu {
         Some((page.host as u64, page.perms))
     }
 
-    /// Host address of the descriptor at `ipa`.
-    fn descriptor(&mut self, ipa: u64, level: u32, update: bool) -> Result<*const AtomicU64, WalkFault> {
+    /// Host address of the descriptor at `ipa`, to be read or updated.
+    fn descriptor(&mut self, ipa: u64, update: bool) -> Result<*const AtomicU64, WalkFault> {
         let write = if update { iss::WNR } else { 0 };
         let fault = |fsc| WalkFault { fsc, stage2: Some((ipa, iss::S1PTW | write)) };
-        let _ = level;
         match self.stage2(ipa) {
             None => Err(fault(fsc::TRANSLATION | 3)),
             Some((host, perms)) if perms.readable() && (perms.writable() || !update) => {
@@ -134,7 +133,7 @@ impl Cpu {
             let shift = page_shift + stride * (3 - level);
             let bits = if level == 4 - levels { first_bits } else { stride };
             let at = base + (va >> shift & ((1 << bits) - 1)) * 8;
-            let host = self.descriptor(at, level, false)?;
+            let host = self.descriptor(at, false)?;
             // SAFETY: `host` is eight aligned bytes of mapped guest memory, kept so until this vCPU has served the stage-2
             // request that takes them away.
             let descriptor = unsafe { (*host).load(Ordering::Acquire) };
@@ -199,7 +198,7 @@ impl Cpu {
                 wanted &= !(1 << 7);
             }
             if wanted != descriptor {
-                let host = self.descriptor(at, level, true)?;
+                let host = self.descriptor(at, true)?;
                 // SAFETY: as above.
                 let exchanged =
                     unsafe { (*host).compare_exchange(descriptor, wanted, Ordering::AcqRel, Ordering::Relaxed) };

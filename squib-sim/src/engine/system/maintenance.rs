@@ -78,7 +78,7 @@ plain! {
                 let shareability = if found.is_device() || found.attr == 0x44 { 2 } else { found.shareability };
                 u64::from(attr) << 56 | found.ipa & 0x0000_ffff_ffff_f000 | 1 << 11 | u64::from(shareability) << 7
             }
-            Err(fault) if fault.stage2.is_some() => return Err(cpu.walk_fault(va, fault, 0)),
+            Err(fault) if fault.stage2.is_some() => return Err(cpu.walk_fault(va, fault, iss::CM | iss::WNR)),
             Err(fault) => 1 << 11 | u64::from(fault.fsc) << 1 | 1,
         };
         Ok(())
@@ -149,14 +149,18 @@ impl Cpu {
         }
         let bits = iss::CM | iss::WNR;
         let access = Access { pan: false, update: false, ..self.access(kind, Privilege::Current) };
-        match self.walk(va, access) {
-            Ok(found) if self.stage2(found.ipa).is_none() => {
-                let fault = fsc::TRANSLATION | 3 | bits;
-                self.fault = crate::engine::exception::Fault::Stage2Data { far: va, ipa: found.ipa, iss: fault };
-                Err(Trap)
+        let found = match self.walk(va, access) {
+            Ok(found) => found,
+            Err(fault) => return Err(self.walk_fault(va, fault, bits)),
+        };
+        match self.stage2(found.ipa) {
+            // Without the right to write, invalidation cleans as well (DC IVAC becomes DC CIVAC), which reading is enough for.
+            Some((_, perms)) if perms.readable() => Ok(found.ipa & PAGE_MASK),
+            Some(_) => Err(self.stage2_data_fault(va, found.ipa, fsc::PERMISSION | 3 | bits, true)),
+            None => {
+                let ram = self.is_ram(found);
+                Err(self.stage2_data_fault(va, found.ipa, fsc::TRANSLATION | 3 | bits, ram))
             }
-            Ok(found) => Ok(found.ipa & PAGE_MASK),
-            Err(fault) => Err(self.walk_fault(va, fault, bits)),
         }
     }
 }

@@ -178,7 +178,8 @@ fn stage_2_faults_on_a_walk_name_the_descriptor() {
     bench.poke(TABLES + 0x1000 + 8, 0x2000_0000 | 3); // DATA's level-3 table is not in RAM
     bench.code(RAM, &[LDR_X2_X0]);
     bench.vcpu.cpu.x[0] = DATA + 0x3008;
-    assert_eq!(bench.run_to_exception(), (0x9200_0087, DATA + 0x3008, 0x2000_0018));
+    // The page is the descriptor's, the offset the access's.
+    assert_eq!(bench.run_to_exception(), (0x9200_0087, DATA + 0x3008, 0x2000_0008));
 }
 
 #[test]
@@ -326,4 +327,46 @@ fn address_spaces_are_kept_apart_and_kernel_mappings_survive_a_switch() {
         bench.run_to_hvc();
         assert_eq!((bench.vcpu.cpu.x[2], bench.get(reg::ESR)), (value, 0x5600_0000));
     }
+}
+
+#[test]
+fn a_descriptor_that_may_not_be_written_stops_its_update() {
+    const SVC: u32 = 0xd400_0001;
+    let fetch = [0xd61f_0000, HVC]; // br x0
+    // Program, descriptor of DATA's page, syndrome, what the descriptor becomes.
+    let access_flag = |old: u64| old | 1 << 10;
+    let cases: [(&[u32], u64, u64, u64); 4] = [
+        (&[LDR_X2_X0, HVC], DATA | 0x303, 0x9200_00cf, access_flag(DATA | 0x303)),
+        (&[STR_X3_X1, HVC], DATA | 1 << 51 | 0x783, 0x9200_00cf, DATA | 1 << 51 | 0x703),
+        (&[0xf823_0002, HVC], DATA | 1 << 51 | 0x783, 0x9200_00cf, DATA | 1 << 51 | 0x703), // ldadd x3, x2, [x0]
+        (&fetch, DATA | 0x383, 0x8200_008f, access_flag(DATA | 0x383)),
+    ];
+    for (program, descriptor, syndrome, updated) in cases {
+        let mut bench = Bench::new(Host);
+        bench.map_with(3 << 39);
+        bench.hvc_vectors();
+        bench.code(RAM, program);
+        bench.code(DATA, &[SVC]);
+        bench.poke(Bench::page_descriptor(0), descriptor);
+        let tables = TABLES & !0x3fff;
+        bench.machine.stage2.protect(tables, 0x4000, Perms::READ | Perms::EXEC).unwrap();
+        (bench.vcpu.cpu.x[0], bench.vcpu.cpu.x[1]) = (DATA, DATA);
+        let (esr, far, ipa) = bench.run_to_exception();
+        assert_eq!((esr, far, ipa), (syndrome, DATA, Bench::page_descriptor(0) & !0xfff), "{program:x?}");
+        assert_eq!(bench.peek(Bench::page_descriptor(0)), descriptor);
+        bench.machine.stage2.protect(tables, 0x4000, Perms::READ | Perms::WRITE).unwrap();
+        bench.run_to_hvc();
+        assert_eq!(bench.peek(Bench::page_descriptor(0)), updated, "{program:x?}");
+    }
+}
+
+#[test]
+fn address_translation_that_meets_missing_memory_is_marked() {
+    let mut bench = Bench::new(Host);
+    bench.identity_map();
+    bench.poke(TABLES + 0x1000 + 8, 0x2000_0000 | 3); // DATA's level-3 table is not in RAM
+    bench.code(RAM, &[0xd508_7800]); // at s1e1r, x0
+    bench.vcpu.cpu.x[0] = DATA;
+    // S1PTW, CM, and WnR, which always goes with CM.
+    assert_eq!(bench.run_to_exception(), (0x9200_01c7, DATA, 0x2000_0000));
 }
