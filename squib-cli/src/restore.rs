@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use squib_host::{Machine, RestoreBackend, RestoreConfig};
+use squib_host::{Machine, PagerConfig, RestoreBackend, RestoreConfig};
 
 use crate::drive::Plan;
 use crate::error::Result;
@@ -28,6 +28,8 @@ enum Backend {
     Map,
     /// Read everything before the guest starts
     Copy,
+    /// Read each page when it is first needed, and compare it with its checksum
+    File,
 }
 
 /// Bring a snapshot back and go on from there.
@@ -43,6 +45,12 @@ pub struct Args {
     /// How RAM arrives
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
+    /// Bring in only what is needed, nothing in the background (--backend file)
+    #[arg(long)]
+    no_stream: bool,
+    /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file)
+    #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around)]
+    fault_around: u32,
     /// Use FILE in place of the snapshot's first disk; again for the second, and so on
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
@@ -75,7 +83,9 @@ pub fn main(args: Args) -> Result<Exit> {
         backend: match args.backend {
             Backend::Map => RestoreBackend::Map,
             Backend::Copy => RestoreBackend::Copy,
+            Backend::File => RestoreBackend::File,
         },
+        pager: PagerConfig { stream: !args.no_stream, fault_around: args.fault_around, ..PagerConfig::default() },
         disks: args.disks.into_iter().map(Some).collect(),
         clock: args.clock.into(),
         track_dirty_pages: args.track_dirty_pages,

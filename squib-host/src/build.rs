@@ -28,6 +28,7 @@ use crate::hv::stage2::MappedRam;
 use crate::hv::teardown::Teardown;
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::pager::{PageSource, Pager, Prefetcher};
 use crate::standin;
 use crate::terminal::{self, RawTerminal, Typed};
 use crate::vcpu::control::{Cause, Control};
@@ -55,7 +56,9 @@ pub struct Disk {
 /// The parts of a machine whose vCPUs stand still and whose devices do nothing yet.
 #[derive(Debug)]
 pub struct Parts {
-    // Dropped in this order: no vCPU is left when the memory map goes.
+    // Dropped in this order: no vCPU and no prefetcher is left when the memory map goes.
+    /// Brings in absent RAM in the background.
+    pub prefetcher: Option<Prefetcher>,
     /// The vCPU threads.
     pub threads: Threads,
     /// Stage 2.
@@ -178,8 +181,25 @@ fn gic_config() -> Result<GicConfig> {
     Ok(config)
 }
 
+/// The RAM of a machine that is being put together.
+#[derive(Debug)]
+pub struct Ram {
+    /// The RAM.
+    pub ram: Arc<GuestRam>,
+    /// If it is absent: where its pages come from, and how many of them a fault may open.
+    pub lazy: Option<(Arc<dyn PageSource>, u32)>,
+}
+
+impl From<Arc<GuestRam>> for Ram {
+    /// RAM whose bytes are all there.
+    fn from(ram: Arc<GuestRam>) -> Ram {
+        Ram { ram, lazy: None }
+    }
+}
+
 /// Creates the VM, maps `ram` and starts the vCPU threads.
-pub fn assemble(ram: Arc<GuestRam>, cpus: u32, clock: ClockMode, console: &mut ConsoleConfig) -> Result<Parts> {
+pub fn assemble(ram: Ram, cpus: u32, clock: ClockMode, console: &mut ConsoleConfig) -> Result<Parts> {
+    let Ram { ram, lazy } = ram;
     let vm = create_vm(ram.size())?;
     let max = Vcpu::get_max_count().hv("tell how many vCPUs it supports")?;
     if cpus > max {
@@ -187,9 +207,16 @@ pub fn assemble(ram: Arc<GuestRam>, cpus: u32, clock: ClockMode, console: &mut C
     }
     let memory = ram.guest_memory()?;
     let ram_size = ram.size();
-    let mapped = Arc::new(MappedRam::whole(ram)?);
+    let (mapped, pager) = match lazy {
+        None => (Arc::new(MappedRam::whole(ram)?), None),
+        Some((source, fault_around)) => {
+            let mapped = Arc::new(MappedRam::absent(ram));
+            let pager = Pager::new(Arc::clone(&mapped), source, fault_around)?;
+            (mapped, Some(pager))
+        }
+    };
     let shared = Arc::new(Shared {
-        faults: RamFaults::new(Arc::clone(&mapped)),
+        faults: RamFaults::new(Arc::clone(&mapped), pager.clone()),
         vm,
         control: Control::new(cpus as usize),
         bus: OnceLock::new(),
@@ -198,6 +225,14 @@ pub fn assemble(ram: Arc<GuestRam>, cpus: u32, clock: ClockMode, console: &mut C
         redistributors: OnceLock::new(),
         deterministic: clock == ClockMode::Deterministic,
     });
+    if let Some(pager) = pager {
+        let stopper = Arc::downgrade(&shared);
+        pager.on_failure(move |error| {
+            if let Some(shared) = stopper.upgrade() {
+                shared.control.request_stop(Cause::Failed(error), &shared.vm);
+            }
+        });
+    }
     let threads = start_vcpus(&shared, cpus as usize)?;
     let stopper = Arc::downgrade(&shared);
     let request_stop = Box::new(move |reason| request_stop(&stopper, reason));
@@ -205,7 +240,7 @@ pub fn assemble(ram: Arc<GuestRam>, cpus: u32, clock: ClockMode, console: &mut C
     let console = Arc::new(Console::new(output, std::mem::take(&mut console.watches), request_stop)?);
     let irq: Arc<dyn InterruptController> = Arc::new(Gic(shared.vm.clone()));
     let uart = Arc::new(Pl011::new(Arc::clone(&console), IrqLine::new(irq, layout::SPI_BASE + layout::UART_SPI)));
-    Ok(Parts { threads, mapped, shared, uart, console, _teardown: Teardown::new() })
+    Ok(Parts { prefetcher: None, threads, mapped, shared, uart, console, _teardown: Teardown::new() })
 }
 
 fn request_stop(shared: &Weak<Shared>, reason: StopReason) {

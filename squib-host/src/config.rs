@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::crash::CrashReport;
+use crate::pager::PageSource;
 
 /// What drives the guest's counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,13 +134,36 @@ impl MachineConfig {
 }
 
 /// How RAM arrives at a restore.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum RestoreBackend {
     /// The memory file is mapped privately; the kernel pages it in on demand. It must not change while the machine lives.
     #[default]
     Map,
     /// The memory file is read whole, in parallel, before the guest runs.
     Copy,
+    /// Each page is read from the memory file, and compared with its checksum, when it is first needed. See [`PagerConfig`].
+    File,
+    /// Each page is asked of this source when it is first needed; the memory file is not opened. See [`PagerConfig`].
+    Source(Arc<dyn PageSource>),
+}
+
+/// How a pager works, for the backends that have one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PagerConfig {
+    /// Bring in everything in the background, until nothing is absent.
+    pub stream: bool,
+    /// Pages of 16 KiB that one fault may put within reach, the needed one included, where the others cost no I/O: an aligned
+    /// window, at least 1.
+    pub fault_around: u32,
+    /// What streaming brings first, as ranges of bytes of RAM: the pages that an earlier run needed, say. What the
+    /// vCPUs were working with comes before that by itself.
+    pub first: Vec<Range<u64>>,
+}
+
+impl Default for PagerConfig {
+    fn default() -> Self {
+        PagerConfig { stream: true, fault_around: 8, first: Vec::new() }
+    }
 }
 
 /// A machine to bring back.
@@ -145,10 +171,12 @@ pub enum RestoreBackend {
 pub struct RestoreConfig {
     /// The state file.
     pub state: PathBuf,
-    /// The memory file.
+    /// The memory file. Not used by [`RestoreBackend::Source`].
     pub memory: PathBuf,
     /// How RAM arrives.
     pub backend: RestoreBackend,
+    /// How the pager works, if the backend has one.
+    pub pager: PagerConfig,
     /// Paths to use instead of the recorded disks', by position; `None` keeps the recorded path.
     pub disks: Vec<Option<PathBuf>>,
     /// What drives the guest's counter from here on.
@@ -166,6 +194,7 @@ impl RestoreConfig {
             state: state.into(),
             memory: memory.into(),
             backend: RestoreBackend::Map,
+            pager: PagerConfig::default(),
             disks: Vec::new(),
             clock: ClockMode::Host,
             track_dirty_pages: false,

@@ -79,6 +79,26 @@ pub enum Error {
     /// The snapshot files could not be written or read, or do not belong together.
     #[error(transparent)]
     Snapshot(#[from] squib_snapshot::SnapshotError),
+    /// Absent guest memory cannot be had for now. Nothing is lost: the machine goes on when it is resumed and its source is back.
+    #[error("guest memory {start:#x}..{:#x} cannot be had now: {reason}", start + len)]
+    PageUnavailable {
+        /// IPA.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// What the source says.
+        reason: String,
+    },
+    /// Absent guest memory cannot be had at all: the guest cannot go on.
+    #[error("guest memory {start:#x}..{:#x} is lost, and the guest cannot go on without it: {reason}", start + len)]
+    PageLost {
+        /// IPA.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// What the source says.
+        reason: String,
+    },
     /// The vCPUs did not stop in time.
     #[error("vCPU {vcpu} did not stop within {seconds} s")]
     PauseTimeout {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::hv::stage2::MappedRam;
+use crate::pager::{Brought, Cause, Pager};
 
 /// What the guest was about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct RamFault {
     pub ipa: u64,
     /// What.
     pub access: Access,
+    /// Met by a walk of the guest's translation tables.
+    pub walk: bool,
 }
 
 /// Whether the guest can go on.
@@ -43,12 +46,18 @@ pub enum Resolution {
 #[derive(Debug)]
 pub struct RamFaults {
     mapped: Arc<MappedRam>,
+    pager: Option<Arc<Pager>>,
 }
 
 impl RamFaults {
-    /// RAM that is mapped whole, with every permission.
-    pub fn new(mapped: Arc<MappedRam>) -> RamFaults {
-        RamFaults { mapped }
+    /// RAM that is mapped whole, with every permission, or absent and brought by `pager`.
+    pub fn new(mapped: Arc<MappedRam>, pager: Option<Arc<Pager>>) -> RamFaults {
+        RamFaults { mapped, pager }
+    }
+
+    /// The pager of a RAM that started absent.
+    pub fn pager(&self) -> Option<&Arc<Pager>> {
+        self.pager.as_ref()
     }
 
     /// RAM at stage 2.
@@ -57,7 +66,18 @@ impl RamFaults {
     }
 
     /// Makes the access possible, on the thread of the vCPU that faulted. Called by several vCPUs at once.
-    pub fn resolve(&self, _fault: RamFault) -> Result<Resolution> {
+    /// [`Resolution::Unexplained`] also means: another vCPU met the same fault and answered it before this one looked.
+    pub fn resolve(&self, fault: RamFault) -> Result<Resolution> {
+        if let Some(pager) = self.pager.as_ref().filter(|pager| !pager.is_done()) {
+            let cause = match fault.access {
+                _ if fault.walk => Cause::GuestWalk,
+                Access::Fetch => Cause::GuestFetch,
+                Access::Read | Access::Write => Cause::GuestData,
+            };
+            if pager.guest_fault(fault.ipa - self.mapped.ram().base(), cause)? == Brought::Now {
+                return Ok(Resolution::Retry);
+            }
+        }
         Ok(Resolution::Unexplained)
     }
 }

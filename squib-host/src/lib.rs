@@ -43,8 +43,8 @@ mod terminal;
 mod vcpu;
 
 pub use config::{
-    ClockMode, ConsoleConfig, ConsoleInput, DiskConfig, MachineConfig, RestoreBackend, RestoreConfig, RunOutcome,
-    SaveTarget, SnapshotReport, StopReason, Watch, WatchId,
+    ClockMode, ConsoleConfig, ConsoleInput, DiskConfig, MachineConfig, PagerConfig, RestoreBackend, RestoreConfig,
+    RunOutcome, SaveTarget, SnapshotReport, StopReason, Watch, WatchId,
 };
 pub use crash::CrashReport;
 pub use error::{Error, Result};

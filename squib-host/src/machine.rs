@@ -11,6 +11,7 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::pager::PagerStats;
 use crate::restore;
 use crate::save;
 use crate::standin;
@@ -70,7 +71,7 @@ impl Machine {
         let memory = ram.guest_memory()?;
         let loaded = boot::load(&memory, ram.size(), &config.kernel, config.initrd.as_deref())?;
 
-        let parts = build::assemble(ram, config.cpus, clock, &mut config.console)?;
+        let parts = build::assemble(ram.into(), config.cpus, clock, &mut config.console)?;
         let disks: Vec<Disk> = config
             .disks
             .iter()
@@ -219,6 +220,11 @@ impl Machine {
     /// Instructions executed since boot, over all restores; 0 where nobody counts them.
     pub(crate) fn total_instructions(&self) -> u64 {
         self.description.instructions_before + self.instructions().unwrap_or(0)
+    }
+
+    /// What the pager has done so far, if the machine was restored with one.
+    pub fn pager_stats(&self) -> Option<PagerStats> {
+        self.shared().faults.pager().map(|pager| pager.stats())
     }
 
     /// A handle that can stop the machine from another thread.

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use squib_snapshot::{
     Chain, DeviceState, GicRestoreTarget, MachineRecord, MicrovmState, MmdsRestoreTarget, MmdsState, Pair,
-    PsciVcpuState, SnapshotError, SysReg, VcpuRecord, VcpuState, restore_vcpu_state_as_saved,
+    PsciVcpuState, SnapshotError, StateFile, SysReg, VcpuRecord, VcpuState, restore_vcpu_state_as_saved,
 };
 
-use crate::build::{self, Disk, Parts};
+use crate::build::{self, Disk, Parts, Ram};
 use crate::clock;
 use crate::config::{RestoreBackend, RestoreConfig};
 use crate::devices::virtio::block::DiskRecord;
@@ -24,10 +24,13 @@ use crate::hv::gic_state::LiveGic;
 use crate::layout;
 use crate::machine::{Description, Machine};
 use crate::memory::{GuestRam, is_hole};
+use crate::pager::{FileSource, PageSource};
 use crate::vcpu::psci::Power;
 use crate::vcpu::registers::{self, LiveVcpu};
 use crate::vcpu::run::VcpuThread;
 use crate::vcpu::walk::Regime;
+
+mod lazy;
 
 /// Threads that read a memory file for the `copy` backend, and how much each takes at a time.
 const COPY_THREADS: usize = 8;
@@ -42,27 +45,27 @@ fn refused(error: SnapshotError) -> Error {
 
 /// Restores a machine; its vCPUs stand still where the snapshot was taken.
 pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
-    let pair = Pair::open(&config.state, &config.memory)?;
-    let file = pair.state_file();
+    let saved = Saved::open(&config)?;
+    let file = saved.state_file();
     let state = file.state().clone();
     let record = file.require_record("the timers and GIC CPU interfaces of its vCPUs")?.machine.clone();
-    if let Some(parent) = file.parent() {
-        return Err(Error::Incompatible(format!("it is a diff on top of snapshot {parent}: give the whole chain")));
-    }
     check_host(&state, &record)?;
     NoMmds.restore(state.mmds_state.as_ref()).map_err(refused)?;
     let disks = disks(&state, &config)?;
     let cpus = state.vcpu_states.len() as u32;
     build::check_shape(state.vm_info.mem_size_mib, cpus, disks.len(), config.clock)?;
-    let ram = bring_ram(&config, pair, state.vm_info.mem_size_mib << 20)?;
+    let ram = bring_ram(&config, saved, state.vm_info.mem_size_mib << 20)?;
 
-    let parts = build::assemble(ram, cpus, config.clock, &mut config.console)?;
+    let mut parts = build::assemble(ram, cpus, config.clock, &mut config.console)?;
     build::attach_devices(&parts, &disks, config.clock)?;
     LiveGic(&parts.shared.vm).restore(&state.gic_state.bytes).map_err(refused)?;
     build::measure_counter(&parts, config.clock)?;
     check_counter(&record)?;
     restore_vcpus(&parts, &state, &record)?;
     restore_devices(&parts, &state.device_states.devices)?;
+    if config.pager.stream {
+        lazy::stream(&mut parts, &state, std::mem::take(&mut config.pager.first))?;
+    }
 
     let info = state.vm_info;
     let description = Description {
@@ -135,48 +138,116 @@ fn disks(state: &MicrovmState, config: &RestoreConfig) -> Result<Vec<Disk>> {
     saved.iter().enumerate().map(disk).collect()
 }
 
-fn bring_ram(config: &RestoreConfig, pair: Pair, size: u64) -> Result<Arc<GuestRam>> {
-    let in_file = pair.ram_size()?;
-    if in_file != size {
-        let message = format!("its memory file holds {in_file} bytes, its machine has {size} bytes of RAM");
-        return Err(Error::Incompatible(message));
-    }
-    match config.backend {
-        RestoreBackend::Map => {
-            let ram = GuestRam::map_file(layout::RAM_BASE, size, pair.memory_file(), config.track_dirty_pages)?;
-            check_sample(&ram, Chain::from_pairs(pair, Vec::new())?)?;
-            Ok(ram)
+/// A snapshot, open.
+enum Saved {
+    /// With its memory.
+    Chain(Chain),
+    /// The state only: somebody else has the memory.
+    State(Box<StateFile>),
+}
+
+impl Saved {
+    fn open(config: &RestoreConfig) -> Result<Saved> {
+        if let RestoreBackend::Source(_) = config.backend {
+            let file = StateFile::open(&config.state)?;
+            file.state().verify_compatible()?;
+            return Ok(Saved::State(Box::new(file)));
         }
-        RestoreBackend::Copy => {
-            let ram = GuestRam::new(layout::RAM_BASE, size, config.track_dirty_pages)?;
-            copy_ram(&ram, &Chain::from_pairs(pair, Vec::new())?)?;
-            Ok(ram)
+        let pair = Pair::open(&config.state, &config.memory)?;
+        if let Some(parent) = pair.state_file().parent() {
+            return Err(Error::Incompatible(format!("it is a diff on top of snapshot {parent}: give the whole chain")));
+        }
+        Ok(Saved::Chain(Chain::from_pairs(pair, Vec::new())?))
+    }
+
+    fn state_file(&self) -> &StateFile {
+        match self {
+            Saved::Chain(chain) => chain.state_file(),
+            Saved::State(file) => file,
+        }
+    }
+}
+
+fn check_size(what: &str, found: u64, size: u64) -> Result<()> {
+    if found == size {
+        return Ok(());
+    }
+    Err(Error::Incompatible(format!("{what} holds {found} bytes, its machine has {size} bytes of RAM")))
+}
+
+fn bring_ram(config: &RestoreConfig, saved: Saved, size: u64) -> Result<Ram> {
+    let absent = |source: Arc<dyn PageSource>| -> Result<Ram> {
+        let ram = GuestRam::absent(layout::RAM_BASE, size, config.track_dirty_pages)?;
+        Ok(Ram { ram, lazy: Some((source, config.pager.fault_around)) })
+    };
+    match (&config.backend, saved) {
+        (RestoreBackend::Source(source), _) => {
+            check_size("the page source", source.size(), size)?;
+            absent(Arc::clone(source))
+        }
+        (_, Saved::State(_)) => Err(Error::State("a snapshot without its memory".into())),
+        (backend, Saved::Chain(chain)) => {
+            check_size("its memory file", chain.ram_size(), size)?;
+            match backend {
+                RestoreBackend::Map => {
+                    let file = chain.links()[0].memory_file();
+                    let ram = GuestRam::map_file(layout::RAM_BASE, size, file, config.track_dirty_pages)?;
+                    check_sample(&chain)?;
+                    Ok(ram.into())
+                }
+                RestoreBackend::Copy => {
+                    let ram = GuestRam::new(layout::RAM_BASE, size, config.track_dirty_pages)?;
+                    copy_ram(&ram, &chain)?;
+                    Ok(ram.into())
+                }
+                _ => {
+                    check_sample(&chain)?;
+                    absent(Arc::new(FileSource::new(chain)))
+                }
+            }
         }
     }
 }
 
 /// Catches a memory file that belongs to another snapshot, without reading all of it: compares with its checksum the RAM
 /// that each vCPU was working in. No two moments of a guest have the same stacks.
-fn check_sample(ram: &Arc<GuestRam>, chain: Chain) -> Result<()> {
-    let memory = ram.guest_memory()?;
+fn check_sample(chain: &Chain) -> Result<()> {
+    let mut damage = None;
+    let mut read = |ipa: u64| {
+        let mut word = [0; 8];
+        let offset = ipa.checked_sub(layout::RAM_BASE).filter(|offset| offset.saturating_add(8) <= chain.ram_size())?;
+        match chain.read_checked(offset, &mut word) {
+            Ok(()) => Some(u64::from_le_bytes(word)),
+            Err(error) => {
+                damage.get_or_insert(error);
+                None
+            }
+        }
+    };
     for vcpu in &chain.state_file().state().vcpu_states {
-        let reg = |reg: SysReg| vcpu.sys_regs.get(&reg.as_encoded()).copied().unwrap_or(0);
-        let regime = Regime {
-            sctlr: reg(SysReg::SctlrEl1),
-            tcr: reg(SysReg::TcrEl1),
-            ttbr0: reg(SysReg::Ttbr0El1),
-            ttbr1: reg(SysReg::Ttbr1El1),
-        };
+        let regime = regime(vcpu);
         for address in [vcpu.regs.sp, vcpu.regs.pc] {
-            let ipa = regime.translate(&memory, address);
             // An address that leads nowhere is the guest's business.
-            let offset = ipa.and_then(|ipa| ipa.checked_sub(layout::RAM_BASE)).filter(|&offset| offset < ram.size());
-            if let Some(offset) = offset {
-                chain.read_checked(offset, &mut [0])?;
+            if let Some(ipa) = regime.walk(address, &mut read) {
+                read(ipa & !7);
             }
         }
     }
-    Ok(())
+    match damage {
+        None => Ok(()),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// The translation regime that a saved vCPU was in.
+fn regime(vcpu: &VcpuState) -> Regime {
+    let reg = |reg: SysReg| vcpu.sys_regs.get(&reg.as_encoded()).copied().unwrap_or(0);
+    Regime {
+        sctlr: reg(SysReg::SctlrEl1),
+        tcr: reg(SysReg::TcrEl1),
+        ttbr0: reg(SysReg::Ttbr0El1),
+        ttbr1: reg(SysReg::Ttbr1El1),
+    }
 }
 
 /// Reads all of RAM, checked against its checksums, by several threads. Zeros need no reading: RAM starts as zeros.

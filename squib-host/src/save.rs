@@ -30,6 +30,9 @@ pub fn save(machine: &mut Machine, target: &SaveTarget) -> Result<SnapshotReport
     let (state, record) = capture(machine)?;
     let capture = started.elapsed();
     let ram = machine.parts.mapped.ram();
+    // Until the files are written nothing arrives: what is absent is read from its source.
+    let pager = machine.parts.shared.faults.pager().cloned();
+    let _quiet = pager.as_ref().map(|pager| pager.quiet());
     let report = save_pair(&PairRequest {
         state_path: &target.state,
         memory_path: &target.memory,

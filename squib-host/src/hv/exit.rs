@@ -23,8 +23,10 @@ pub enum Exit {
     DataAbort(DataAbort),
     /// Instruction fetch that stage 2 refused.
     InstructionAbort {
-        /// The IPA.
+        /// The IPA. With `s1ptw` only its page part is reliable.
         ipa: u64,
+        /// The fault was met by a stage-1 table walk.
+        s1ptw: bool,
     },
     /// A debug exception (BRK, breakpoint, watchpoint, single step) that was routed to us: it belongs to the guest.
     Debug {
@@ -114,7 +116,7 @@ impl Exit {
                     read: bit(0),
                 })
             }
-            0x20 => Exit::InstructionAbort { ipa },
+            0x20 => Exit::InstructionAbort { ipa, s1ptw: bit(7) },
             0x24 => Exit::DataAbort(DataAbort {
                 ipa,
                 write: bit(6),
@@ -166,7 +168,7 @@ mod tests {
         assert_eq!(ec(0x01), Exit::Wfx);
         assert_eq!(ec(0x16), Exit::Hvc);
         assert_eq!(ec(0x17), Exit::Smc);
-        assert_eq!(ec(0x20), Exit::InstructionAbort { ipa: 7 });
+        assert_eq!(ec(0x20), Exit::InstructionAbort { ipa: 7, s1ptw: false });
         assert_eq!(ec(0x3c), Exit::Debug { ec: 0x3c });
         assert_eq!(ec(0x2f), Exit::Other { ec: 0x2f });
     }

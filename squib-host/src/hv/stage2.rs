@@ -1,7 +1,7 @@
 //! Stage 2: guest RAM made visible to the guest, whole or granule by granule, and taken away again before the memory goes.
 //!
 //! Offsets and lengths are in bytes from the start of RAM, multiples of [`GRANULE`]. Every range is mapped from the one guest view,
-//! so a call never spans two VM regions.
+//! so a call never spans two VM regions; where the view was opened piece by piece, each piece is mapped by a call of its own.
 
 use std::sync::Arc;
 
@@ -84,6 +84,15 @@ impl MappedRam {
         check(code).hv(format!("protect {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
     }
 
+    /// Takes a range away from the guest, at the end of the machine.
+    fn unmap(&self, offset: u64, len: u64) {
+        // SAFETY: no vCPU exists any more (the machine joins their threads first), so nothing reaches what is unmapped.
+        let code = unsafe { applevisor_sys::hv_vm_unmap(self.ram.base() + offset, len as usize) };
+        if let Err(error) = check(code) {
+            tracing::warn!(%error, offset, len, "guest RAM could not be unmapped");
+        }
+    }
+
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.ram.size());
         if inside && offset.is_multiple_of(GRANULE) && (len.is_multiple_of(GRANULE) || offset + len == self.ram.size())
@@ -96,10 +105,15 @@ impl MappedRam {
 
 impl Drop for MappedRam {
     fn drop(&mut self) {
-        // SAFETY: no vCPU exists any more (the machine joins their threads first), so nothing reaches what is unmapped.
-        let code = unsafe { applevisor_sys::hv_vm_unmap(self.ram.base(), self.ram.size() as usize) };
-        if let Err(error) = check(code) {
-            tracing::warn!(%error, "guest RAM could not be unmapped");
+        let Some(states) = self.ram.states() else { return self.unmap(0, self.ram.size()) };
+        // What is present is what is mapped.
+        let mut page = 0;
+        while page < states.count() {
+            let (present, end) = states.stretch(page, states.count());
+            if present {
+                self.unmap(page * GRANULE, (end * GRANULE).min(self.ram.size()) - page * GRANULE);
+            }
+            page = end;
         }
     }
 }

@@ -5,21 +5,27 @@
 //! it, whatever protection the guest view is under. A RAM that is a private mapping of a memory file has one view only, which
 //! then serves as both.
 //!
+//! A lazy RAM starts absent: its guest view is `PROT_NONE`, and a [`Pager`](crate::pager) opens it page by page. The
+//! accessor ([`RamRegion`]) makes every range present before it hands it out: all device and loader code goes through it,
+//! so neither an access nor a system call meets an absent page.
+//!
 //! Guest RAM is shared with a running guest, so no reference to it is ever formed: all access is volatile
 //! (`vm_memory::VolatileSlice`) or by system call.
 
+mod bytes;
 mod dirty;
 mod object;
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use squib_snapshot::DirtyBitmap;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection,
-    GuestUsize, MemoryRegionAddress, VolatileSlice,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionCollection, GuestUsize,
+    MemoryRegionAddress, VolatileSlice,
 };
 
 pub use dirty::DirtyHook;
@@ -27,6 +33,7 @@ pub use object::is_hole;
 use object::{Mapping, MemoryObject};
 
 use crate::error::{Error, Result};
+use crate::pager::{PageStates, Pager};
 
 /// Granule of stage-2 mappings and of everything that follows from them.
 pub const GRANULE: u64 = 16 << 10;
@@ -41,20 +48,43 @@ pub struct GuestRam {
     guest: Mapping,
     fill: Option<(MemoryObject, Mapping)>,
     dirty: Option<Arc<DirtyBitmap>>,
+    lazy: Option<Lazy>,
+}
+
+/// What a RAM that starts absent has besides.
+#[derive(Debug)]
+struct Lazy {
+    states: Arc<PageStates>,
+    /// Set once, before anything touches the RAM. The pager holds the RAM.
+    pager: OnceLock<Weak<Pager>>,
+    /// How often code of ours could not be given what it asked for.
+    failures: AtomicU64,
 }
 
 impl GuestRam {
     /// Zeroed RAM of `size` bytes at IPA `base`.
     pub fn new(base: u64, size: u64, track_dirty_pages: bool) -> Result<Arc<GuestRam>> {
+        GuestRam::anonymous(base, size, track_dirty_pages, None)
+    }
+
+    /// RAM of `size` bytes at IPA `base`, all of it absent until a pager that is made for it brings it.
+    pub fn absent(base: u64, size: u64, track_dirty_pages: bool) -> Result<Arc<GuestRam>> {
+        let lazy =
+            Lazy { states: Arc::new(PageStates::absent(size)), pager: OnceLock::new(), failures: AtomicU64::new(0) };
+        GuestRam::anonymous(base, size, track_dirty_pages, Some(lazy))
+    }
+
+    fn anonymous(base: u64, size: u64, track_dirty_pages: bool, lazy: Option<Lazy>) -> Result<Arc<GuestRam>> {
         let allocate = |source| Error::System { action: format!("allocate {} MiB of guest RAM", size >> 20), source };
         let object = MemoryObject::new(to_usize(size)?).map_err(allocate)?;
-        let guest = object.map().map_err(allocate)?;
+        let guest = if lazy.is_some() { object.map_closed() } else { object.map() }.map_err(allocate)?;
         let fill = object.map().map_err(allocate)?;
         Ok(Arc::new(GuestRam {
             base,
             guest,
             fill: Some((object, fill)),
             dirty: dirty_bitmap(base, size, track_dirty_pages)?,
+            lazy,
         }))
     }
 
@@ -62,7 +92,13 @@ impl GuestRam {
     pub fn map_file(base: u64, size: u64, file: &File, track_dirty_pages: bool) -> Result<Arc<GuestRam>> {
         let map = |source| Error::System { action: format!("map {} MiB of the memory file", size >> 20), source };
         let guest = Mapping::private(file, to_usize(size)?).map_err(map)?;
-        Ok(Arc::new(GuestRam { base, guest, fill: None, dirty: dirty_bitmap(base, size, track_dirty_pages)? }))
+        Ok(Arc::new(GuestRam {
+            base,
+            guest,
+            fill: None,
+            dirty: dirty_bitmap(base, size, track_dirty_pages)?,
+            lazy: None,
+        }))
     }
 
     /// IPA of the first byte.
@@ -83,6 +119,49 @@ impl GuestRam {
     /// The bitmap that both guest and host writes mark, when dirty pages are tracked.
     pub fn dirty(&self) -> Option<&Arc<DirtyBitmap>> {
         self.dirty.as_ref()
+    }
+
+    /// The states of the pages of a RAM that started absent.
+    pub fn states(&self) -> Option<&Arc<PageStates>> {
+        self.lazy.as_ref().map(|lazy| &lazy.states)
+    }
+
+    /// Makes a pager known to its RAM, once.
+    pub fn set_pager(&self, pager: Weak<Pager>) {
+        if let Some(lazy) = &self.lazy {
+            // A RAM has one pager, which sets itself when it is made.
+            let _ = lazy.pager.set(pager);
+        }
+    }
+
+    /// The pager, as long as something is missing.
+    fn pager(&self) -> Option<Arc<Pager>> {
+        let lazy = self.lazy.as_ref().filter(|lazy| lazy.states.missing() > 0)?;
+        lazy.pager.get().and_then(Weak::upgrade)
+    }
+
+    /// Makes a range of the guest view accessible to this process. Its bytes must be complete. For the pager.
+    pub fn open(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.guest.open(offset as usize, len as usize)
+    }
+
+    /// Whether no page of a range was ever filled or touched. `false` where the system does not tell.
+    pub fn is_hole(&self, offset: u64, len: u64) -> bool {
+        self.fill.as_ref().is_some_and(|(object, _)| object.is_hole(offset, len))
+    }
+
+    /// Makes a range present that this process is going to touch, or pass to a system call.
+    fn make_present(&self, offset: u64, len: u64) -> io::Result<()> {
+        let Some(lazy) = self.lazy.as_ref().filter(|lazy| !lazy.states.all_present(offset, len)) else { return Ok(()) };
+        let result = match self.pager() {
+            Some(pager) => pager.make_present(offset, len),
+            // The last page may have come in this very moment.
+            None if lazy.states.missing() == 0 => return Ok(()),
+            None => Err(io::Error::other("guest memory is absent and its pager is gone")),
+        };
+        result.inspect_err(|_| {
+            lazy.failures.fetch_add(1, Ordering::AcqRel);
+        })
     }
 
     /// Guest memory for device code.
@@ -163,24 +242,35 @@ impl GuestMemoryRegion for RamRegion {
         if end > self.ram.guest.len() {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
-        // SAFETY: `start..end` is inside the guest view (checked above), which lives as long as the region; all other users
-        // access it volatilely or as the guest does.
+        self.ram.make_present(offset.0, count as u64).map_err(GuestMemoryError::IOError)?;
+        // SAFETY: `start..end` is inside the guest view (checked above), which lives as long as the region and is accessible
+        // there (present); all other users access it volatilely or as the guest does.
         Ok(unsafe {
             VolatileSlice::with_bitmap(self.ram.guest.addr().add(start), count, self.bitmap.slice_at(start), None)
         })
     }
 }
 
-impl GuestMemoryRegionBytes for RamRegion {}
+/// How often code of ours could not be given guest memory because its source failed. A device that meets an error and finds
+/// this changed has not met its driver's fault.
+pub fn failures(memory: &GuestMemory) -> u64 {
+    memory.iter().filter_map(|region| region.ram.lazy.as_ref()).map(|lazy| lazy.failures.load(Ordering::Acquire)).sum()
+}
 
-/// The snapshot writer reads RAM through the fill view.
+/// The snapshot writer reads RAM through the fill view, and what is absent from its source.
 impl squib_snapshot::PageReader for GuestRam {
     fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.read_fill(offset_from_ram_start, buf)
+        match self.pager() {
+            Some(pager) => pager.read(offset_from_ram_start, buf),
+            None => self.read_fill(offset_from_ram_start, buf),
+        }
     }
 
     fn is_known_zero(&self, offset_from_ram_start: u64, len: u64) -> bool {
-        self.fill.as_ref().is_some_and(|(object, _)| object.is_hole(offset_from_ram_start, len))
+        match self.pager() {
+            Some(pager) => pager.is_known_zero(offset_from_ram_start, len),
+            None => self.is_hole(offset_from_ram_start, len),
+        }
     }
 }
 

@@ -40,7 +40,12 @@ impl MemoryObject {
 
     /// A readable and writable view of the whole object.
     pub fn map(&self) -> io::Result<Mapping> {
-        Mapping::new(self.fd.as_raw_fd(), self.len, libc::MAP_SHARED)
+        Mapping::new(self.fd.as_raw_fd(), self.len, libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// A view of the whole object that cannot be accessed until parts of it are opened.
+    pub fn map_closed(&self) -> io::Result<Mapping> {
+        Mapping::new(self.fd.as_raw_fd(), self.len, libc::MAP_SHARED, libc::PROT_NONE)
     }
 }
 
@@ -105,10 +110,10 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// A private, writable view of the first `len` bytes of `file`: writes stay in this process.
     pub fn private(file: &File, len: usize) -> io::Result<Mapping> {
-        Mapping::new(file.as_raw_fd(), len, libc::MAP_PRIVATE)
+        Mapping::new(file.as_raw_fd(), len, libc::MAP_PRIVATE, libc::PROT_READ | libc::PROT_WRITE)
     }
 
-    fn new(fd: i32, len: usize, flags: i32) -> io::Result<Mapping> {
+    fn new(fd: i32, len: usize, flags: i32, protection: i32) -> io::Result<Mapping> {
         let room = len
             .checked_add(MAPPING_ALIGN)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "too large to map"))?;
@@ -122,9 +127,7 @@ impl Mapping {
         let head = start - base as usize;
         let tail = room - head - len;
         // SAFETY: `start..start + len` lies inside the reservation made above, which only this function knows.
-        let addr = unsafe {
-            libc::mmap(start as *mut _, len, libc::PROT_READ | libc::PROT_WRITE, flags | libc::MAP_FIXED, fd, 0)
-        };
+        let addr = unsafe { libc::mmap(start as *mut _, len, protection, flags | libc::MAP_FIXED, fd, 0) };
         if addr == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
             // SAFETY: the whole reservation is ours and unused.
@@ -142,6 +145,17 @@ impl Mapping {
         }
         let addr = NonNull::new(addr.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Mapping { addr, len })
+    }
+
+    /// Makes a part readable and writable.
+    pub fn open(&self, offset: usize, len: usize) -> io::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the range lies in this mapping (checked); more access to it invalidates nobody's assumptions, since what is
+        // inside is only reached as the note on `Send` says.
+        let result = unsafe { libc::mprotect(self.addr().add(offset).cast(), len, libc::PROT_READ | libc::PROT_WRITE) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Where it starts.

@@ -1,5 +1,31 @@
 //! The pager: RAM that is absent until it is touched.
+//!
+//! A machine restored with a pager runs at once. Its RAM is absent: not mapped at stage 2, `PROT_NONE` in the host's guest view. Each
+//! page is brought from a [`PageSource`] when it is first needed, by whichever of these comes first:
+//!
+//! * the guest: its access exits with a data or instruction abort, and the vCPU's own thread brings the page;
+//! * our own code: the guest-memory accessor makes a range present before it hands it out, so that neither an access nor a system
+//!   call ever meets an absent page;
+//! * the prefetcher, in the background, until nothing is absent. Then the source is let go and the machine is an ordinary one.
+//!
+//! A page whose bytes are wrong is poisoned: whoever needs it gets the error, once and every time, and the machine stops. A page
+//! whose source is away stays absent: the machine stops with an error, and goes on when it is resumed and the source is
+//! back. A snapshot reads absent pages from the source and leaves them absent.
 
+mod file;
+mod prefetch;
+mod priority;
+mod resolver;
 mod source;
+mod state;
+mod stats;
+mod wait;
 
+pub use file::FileSource;
 pub use source::{Origin, PageSource, SourceError};
+pub use stats::{Latency, PagerStats};
+
+pub(crate) use prefetch::Prefetcher;
+pub(crate) use resolver::{Brought, Pager};
+pub(crate) use state::PageStates;
+pub(crate) use stats::Cause;

@@ -31,6 +31,10 @@ const RESET_CPSR: u64 = 0x3c5;
 /// How long a WFx that came out to us lets the host rest before it is taken as done.
 const WFX_REST: Duration = Duration::from_micros(500);
 
+/// How often in a row one access to RAM may be refused without a reason: another vCPU may have dealt with the reason before this
+/// one looked for it.
+const REFUSALS: u32 = 16;
+
 /// What all vCPUs of a machine share.
 #[derive(Debug)]
 pub struct Shared {
@@ -73,6 +77,8 @@ pub struct VcpuThread {
     reset: VcpuState,
     reset_icc: BTreeMap<u16, u64>,
     offset: Option<u64>,
+    /// The last access to RAM that was refused without a reason: IPA, PC, and how often.
+    refused: Option<(u64, u64, u32)>,
 }
 
 impl VcpuThread {
@@ -100,7 +106,7 @@ impl VcpuThread {
         let reset = squib_snapshot::capture_vcpu_state(&live).map_err(|e| Error::State(e.to_string()))?;
         let reset_icc = registers::capture_icc(&vcpu).hv("read the GIC CPU interface")?;
         shared.control.register(index, vcpu.get_handle());
-        Ok((VcpuThread { index, vcpu, shared, reset, reset_icc, offset: None }, redistributor))
+        Ok((VcpuThread { index, vcpu, shared, reset, reset_icc, offset: None, refused: None }, redistributor))
     }
 
     /// Index of the vCPU.
@@ -183,10 +189,10 @@ impl VcpuThread {
                 }
                 Exit::SysReg(access) => self.system_register(access).hv("answer a system register access")?,
                 Exit::DataAbort(abort) => self.data_abort(abort)?,
-                Exit::InstructionAbort { ipa } if self.shared.in_ram(ipa) => {
-                    self.ram_fault(RamFault { ipa, access: Access::Fetch })?;
+                Exit::InstructionAbort { ipa, s1ptw: walk } if self.shared.in_ram(ipa) => {
+                    self.ram_fault(RamFault { ipa, access: Access::Fetch, walk })?;
                 }
-                Exit::InstructionAbort { ipa } => {
+                Exit::InstructionAbort { ipa, .. } => {
                     self.crash(format!("it jumped to {ipa:#x}, where there is no RAM"))?;
                 }
                 Exit::Debug { .. } => {
@@ -294,7 +300,7 @@ impl VcpuThread {
         if self.shared.in_ram(abort.ipa) {
             let store = abort.write && !abort.cache_maintenance;
             let access = if store { Access::Write } else { Access::Read };
-            return self.ram_fault(RamFault { ipa: abort.ipa, access });
+            return self.ram_fault(RamFault { ipa: abort.ipa, access, walk: abort.s1ptw });
         }
         if abort.cache_maintenance {
             return self.advance().hv("move PC");
@@ -327,8 +333,20 @@ impl VcpuThread {
     /// An access to RAM that stage 2 refused.
     fn ram_fault(&mut self, fault: RamFault) -> Result<()> {
         match self.shared.faults.resolve(fault)? {
-            Resolution::Retry => Ok(()),
-            Resolution::Unexplained => self.crash(format!("stage 2 refuses an access to RAM at {:#x}", fault.ipa)),
+            Resolution::Retry => {
+                self.refused = None;
+                Ok(())
+            }
+            Resolution::Unexplained => {
+                let pc = self.vcpu.get_reg(Reg::PC).hv("read PC")?;
+                let before = self.refused.filter(|&(ipa, at, _)| (ipa, at) == (fault.ipa, pc));
+                let times = before.map_or(0, |(.., times)| times) + 1;
+                self.refused = Some((fault.ipa, pc, times));
+                if times < REFUSALS {
+                    return Ok(());
+                }
+                self.crash(format!("stage 2 refuses an access to RAM at {:#x}", fault.ipa))
+            }
         }
     }
 

@@ -22,6 +22,11 @@ pub struct Regime {
 impl Regime {
     /// The IPA that `va` translates to.
     pub fn translate(&self, memory: &GuestMemory, va: u64) -> Option<u64> {
+        self.walk(va, |descriptor| memory.read_obj(GuestAddress(descriptor)).ok())
+    }
+
+    /// The IPA that `va` translates to; `read` gives the eight bytes of RAM at an IPA.
+    pub fn walk(&self, va: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
         if self.sctlr & 1 == 0 {
             return Some(va);
         }
@@ -52,7 +57,7 @@ impl Regime {
             let shift = granule + level * stride;
             let width = if level == levels - 1 { va_bits - shift } else { stride };
             let index = va >> shift & ((1 << width) - 1);
-            let descriptor: u64 = memory.read_obj(GuestAddress(table + index * 8)).ok()?;
+            let descriptor = read(table + index * 8)?;
             let output = descriptor & 0xffff_ffff_f000;
             match (descriptor & 3, level) {
                 (3, 0) => return Some(output & !((1 << granule) - 1) | va & ((1 << granule) - 1)),

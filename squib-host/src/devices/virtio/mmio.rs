@@ -18,7 +18,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use super::Backend;
 use crate::devices::{Device, IrqLine, blob};
 use crate::error::{Error, Result};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, failures};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"sqib");
@@ -70,8 +70,18 @@ struct Saved {
 #[derive(Default)]
 struct Work {
     kicked: bool,
+    /// A request waits for guest memory that could not be had; it is taken up again when the machine goes on.
+    stalled: bool,
     paused: bool,
     ended: bool,
+}
+
+/// What became of a look at a queue.
+enum Served {
+    /// A request was answered, or one has come meanwhile: look again.
+    One,
+    /// There is nothing to do, or not now.
+    Nothing,
 }
 
 struct Shared {
@@ -105,6 +115,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The backend's part of a saved device state.
 pub fn backend_state(kind: &str, blob: &[u8]) -> Result<Vec<u8>> {
     Ok(blob::decode::<Saved>(kind, VERSION, blob)?.backend)
+}
+
+/// Guest physical address and length of each ring of a saved device of ours; nothing of what is not one.
+pub fn rings(kind: &str, blob: &[u8]) -> Vec<(u64, u64)> {
+    let saved = blob::decode::<Saved>(kind, VERSION, blob).ok();
+    let queues = saved.into_iter().flat_map(|saved| saved.queues).filter(|queue| queue.ready);
+    let rings = queues.flat_map(|queue| {
+        // virtio 1.2 §2.7: sixteen bytes a descriptor; two (available) and eight (used) bytes an entry, and a few more.
+        let size = u64::from(queue.size);
+        [(queue.desc_table, 16 * size), (queue.avail_ring, 6 + 2 * size), (queue.used_ring, 6 + 8 * size)]
+    });
+    rings.collect()
 }
 
 impl VirtioMmio {
@@ -197,38 +219,59 @@ impl Shared {
         }
     }
 
+    /// Serves one queue. Where guest memory cannot be had (the machine is stopping for it), the request in question goes back onto
+    /// its queue and is taken up again when the machine goes on: nothing of it has been seen by the guest.
     fn drain_queue(&self, backend: &mut dyn Backend, index: usize) -> Result<(), String> {
-        let memory = &self.memory;
+        let before = failures(&self.memory);
         loop {
-            if lock(&self.work).paused {
+            let position = lock(&self.registers).queues[index].next_avail();
+            let result = self.serve_one(backend, index);
+            if before != failures(&self.memory) {
+                if !matches!(result, Ok(Served::One)) {
+                    lock(&self.registers).queues[index].set_next_avail(position);
+                }
+                lock(&self.work).stalled = true;
                 return Ok(());
             }
-            let chain = {
-                let mut registers = lock(&self.registers);
-                if registers.status & (VIRTIO_CONFIG_S_DRIVER_OK | NEEDS_RESET) != VIRTIO_CONFIG_S_DRIVER_OK {
-                    return Ok(());
-                }
-                let queue = &mut registers.queues[index];
-                if !queue.ready() {
-                    return Ok(());
-                }
-                let next = queue.iter(memory).map_err(|e| e.to_string())?.next();
-                match next {
-                    Some(chain) => chain,
-                    None if queue.enable_notification(memory).map_err(|e| e.to_string())? => continue,
-                    None => return Ok(()),
-                }
-            };
-            let head = chain.head_index();
-            let written = backend.execute(memory, chain).map_err(|e| e.to_string())?;
-            let mut registers = lock(&self.registers);
-            let queue = &mut registers.queues[index];
-            queue.add_used(memory, head, written).map_err(|e| e.to_string())?;
-            if queue.needs_notification(memory).map_err(|e| e.to_string())? {
-                registers.interrupt_status |= INT_USED;
-                self.irq.set(true);
+            match result? {
+                Served::One => {}
+                Served::Nothing => return Ok(()),
             }
         }
+    }
+
+    fn serve_one(&self, backend: &mut dyn Backend, index: usize) -> Result<Served, String> {
+        let memory = &self.memory;
+        if lock(&self.work).paused {
+            return Ok(Served::Nothing);
+        }
+        let chain = {
+            let mut registers = lock(&self.registers);
+            if registers.status & (VIRTIO_CONFIG_S_DRIVER_OK | NEEDS_RESET) != VIRTIO_CONFIG_S_DRIVER_OK {
+                return Ok(Served::Nothing);
+            }
+            let queue = &mut registers.queues[index];
+            if !queue.ready() {
+                return Ok(Served::Nothing);
+            }
+            let next = queue.iter(memory).map_err(|e| e.to_string())?.next();
+            match next {
+                Some(chain) => chain,
+                None if queue.enable_notification(memory).map_err(|e| e.to_string())? => return Ok(Served::One),
+                None => return Ok(Served::Nothing),
+            }
+        };
+        let head = chain.head_index();
+        let written = backend.execute(memory, chain).map_err(|e| e.to_string())?;
+        let mut registers = lock(&self.registers);
+        let queue = &mut registers.queues[index];
+        queue.add_used(memory, head, written).map_err(|e| e.to_string())?;
+        // The rings have just been touched: this does not fail for want of memory.
+        if queue.needs_notification(memory).map_err(|e| e.to_string())? {
+            registers.interrupt_status |= INT_USED;
+            self.irq.set(true);
+        }
+        Ok(Served::One)
     }
 
     fn reset(&self) {
@@ -437,8 +480,12 @@ impl Device for VirtioMmio {
         self.shared.irq.set(registers.interrupt_status != 0);
         let live = registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
         drop(registers);
-        lock(&self.shared.work).paused = false;
-        if live && self.worker.is_some() {
+        let stalled = {
+            let mut work = lock(&self.shared.work);
+            work.paused = false;
+            std::mem::take(&mut work.stalled)
+        };
+        if live && (stalled || self.worker.is_some()) {
             // A notification may have come while the device was paused. (Without a worker none can have: notifications come
             // from vCPUs, and those stood still.)
             self.kick();

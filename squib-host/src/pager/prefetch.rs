@@ -1,0 +1,214 @@
+//! Streaming: a thread of low priority that brings in what nobody has asked for yet, until nothing is absent.
+//!
+//! First what the guest is going to touch next (the caller's list), then the rest in order. Pages are left filled but out of reach,
+//! so that the first touch of each tells that it was worth bringing; when everything is here, all that is left is
+//! put within reach in large runs, and the pager is done. Faults go first: while one is being answered the prefetcher waits.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::resolver::Pager;
+use super::source::{Origin, SourceError};
+use super::state::{ABSENT, FILLED, PageStates};
+use crate::error::{Error, Result};
+use crate::memory::GRANULE;
+
+/// Pages brought at a time; a fault on one of them waits for all.
+const CHUNK: u64 = 16;
+/// Pages put within reach at a time, at the end.
+const SWEEP: u64 = 4096;
+/// How long the prefetcher stands back when a fault is being answered.
+const STAND_BACK: Duration = Duration::from_micros(200);
+/// How long it waits for a source that is away; doubled each time.
+const AWAY_FIRST: Duration = Duration::from_millis(50);
+const AWAY_MAX: Duration = Duration::from_secs(2);
+
+/// The prefetcher; ended and joined when dropped.
+#[derive(Debug)]
+pub struct Prefetcher {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prefetcher {
+    /// Starts bringing in what `plan` names (ranges of bytes of RAM), then everything else. `plan` runs on the prefetcher's thread
+    /// and can look into RAM as it makes up its mind: it is given a function that brings and reads the eight bytes at
+    /// an offset.
+    pub fn start(
+        pager: Arc<Pager>,
+        plan: impl FnOnce(&mut dyn FnMut(u64) -> Option<u64>) -> Vec<Range<u64>> + Send + 'static,
+    ) -> Result<Prefetcher> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let run = Run { pager, stop: Arc::clone(&stop), buf: Vec::new() };
+        let spawned = std::thread::Builder::new().name("prefetch".into()).spawn(move || run.main(plan));
+        let thread = spawned.map_err(|source| Error::System { action: "start the prefetcher".into(), source })?;
+        Ok(Prefetcher { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Prefetcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // One that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Run {
+    pager: Arc<Pager>,
+    stop: Arc<AtomicBool>,
+    buf: Vec<u8>,
+}
+
+impl Run {
+    fn main(mut self, plan: impl FnOnce(&mut dyn FnMut(u64) -> Option<u64>) -> Vec<Range<u64>>) {
+        super::priority::lower();
+        let size = self.pager.ram().size();
+        let first = plan(&mut |offset| self.look(offset));
+        let clip = |range: &Range<u64>| range.start.min(size)..range.end.min(size);
+        let whole = 0..size;
+        for range in first.iter().map(clip).chain([whole]) {
+            self.bring(PageStates::pages(range.start, range.end.saturating_sub(range.start)));
+        }
+        self.sweep();
+    }
+
+    /// Eight bytes of RAM, brought for the purpose.
+    fn look(&mut self, offset: u64) -> Option<u64> {
+        let mut word = [0; 8];
+        offset.checked_add(8).filter(|&end| end <= self.pager.ram().size())?;
+        self.bring(PageStates::pages(offset, 8));
+        self.pager.read(offset, &mut word).ok()?;
+        Some(u64::from_le_bytes(word))
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.pager.is_done()
+    }
+
+    fn bring(&mut self, pages: Range<u64>) {
+        let mut at = pages.start;
+        let mut away = AWAY_FIRST;
+        while at < pages.end && !self.stopped() {
+            if self.pager.in_demand() {
+                std::thread::park_timeout(STAND_BACK);
+                continue;
+            }
+            let end = (at + 1).next_multiple_of(CHUNK).min(pages.end);
+            match self.bring_chunk(at..end) {
+                Ok(()) => (at, away) = (end, AWAY_FIRST),
+                Err(error) => {
+                    tracing::warn!(%error, "streaming waits for the source of absent memory");
+                    std::thread::park_timeout(away);
+                    away = (away * 2).min(AWAY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Brings what is absent of a chunk. An error says that the source is away.
+    fn bring_chunk(&mut self, pages: Range<u64>) -> Result<(), SourceError> {
+        let pager = Arc::clone(&self.pager);
+        let _gate = pager.quiet();
+        let mut at = pages.start;
+        while at < pages.end {
+            // A stretch of absent pages that is ours now.
+            let start = at;
+            while at < pages.end && pager.states().claim_from(at, ABSENT) {
+                at += 1;
+            }
+            if at > start {
+                self.fill(start..at)?;
+            } else {
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the bytes of pages that are ours. One that is damaged is poisoned; the guest may never need it.
+    fn fill(&mut self, pages: Range<u64>) -> Result<(), SourceError> {
+        let error = match self.fill_bytes(&pages) {
+            Ok(()) => {
+                self.pager.counters().prefetched(pages.end - pages.start);
+                pages.for_each(|page| self.pager.states().release(page, FILLED));
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        match error {
+            SourceError::Damaged(_) if pages.end - pages.start > 1 => {
+                // Which one is it?
+                let mut result = Ok(());
+                for page in pages {
+                    match result {
+                        Ok(()) => result = self.fill(page..page + 1),
+                        Err(_) => self.pager.states().release(page, ABSENT),
+                    }
+                }
+                result
+            }
+            SourceError::Damaged(_) => {
+                let lost = self.pager.give_up(pages.start, error);
+                tracing::warn!(%lost, "memory that the guest has not asked for yet is lost");
+                Ok(())
+            }
+            SourceError::Unavailable(_) => {
+                pages.for_each(|page| self.pager.states().release(page, ABSENT));
+                Err(error)
+            }
+        }
+    }
+
+    fn fill_bytes(&mut self, pages: &Range<u64>) -> Result<(), SourceError> {
+        let ram = self.pager.ram();
+        let offset = pages.start * GRANULE;
+        let len = (pages.end * GRANULE).min(ram.size()) - offset;
+        let Some(source) = self.pager.source() else { return Ok(()) };
+        let count = pages.end - pages.start;
+        if source.known_zero(offset, len) == len {
+            self.pager.counters().filled(Origin::Zero, count, 0);
+            return Ok(());
+        }
+        self.buf.resize(len as usize, 0);
+        let origin = source.read(offset, &mut self.buf)?;
+        if origin != Origin::Zero {
+            let failed = |e: std::io::Error| SourceError::Damaged(format!("guest RAM cannot be filled: {e}"));
+            ram.write_fill(offset, &self.buf).map_err(failed)?;
+        }
+        self.pager.counters().filled(origin, count, len);
+        Ok(())
+    }
+
+    /// Puts everything that is filled within reach.
+    fn sweep(&self) {
+        let states = self.pager.states();
+        let mut at = 0;
+        while at < states.count() && !self.stopped() {
+            let gate = self.pager.quiet();
+            let start = at;
+            while at < states.count() && at - start < SWEEP && states.claim_from(at, FILLED) {
+                at += 1;
+            }
+            if at == start {
+                at += 1;
+                continue;
+            }
+            match self.pager.open(start..at) {
+                Ok(()) => self.pager.counters().untouched(at - start),
+                Err(error) => {
+                    // They are met again, one by one, by whoever needs them.
+                    tracing::warn!(%error, "streamed memory could not be mapped");
+                    return;
+                }
+            }
+            drop(gate);
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The pager: brings a page when somebody needs it, whoever that is.
+//!
+//! One order for every page: its bytes go in through the fill view; the host's guest view is opened (`mprotect`); the granule
+//! is mapped at stage 2; only then is it published as present and its waiters go on. The guest view must be open before
+//! `hv_vm_map`: a range that is `PROT_NONE` when it is mapped hangs the guest. And a range is opened by one `mprotect` and mapped
+//! by one `hv_vm_map`, so that what is mapped is one VM region: opening a part of the view splits the host's map entry, and the
+//! entries on both sides of it are other regions until the kernel merges them. What a stage-2 mapping shares is the memory
+//! object, so later splits and merges of the host's entries do not matter to it.
+//!
+//! A thread that answers a fault takes no lock that a faulting thread can hold, allocates nothing of its own, and touches guest
+//! RAM through the fill view only.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Instant;
+
+use super::source::{Origin, PageSource, SourceError};
+use super::state::{ABSENT, Claim, FILLED, FILLING, POISONED, PageStates};
+use super::stats::{Cause, Counters, PagerStats};
+use crate::error::{Error, Result};
+use crate::hv::stage2::{MappedRam, Permission};
+use crate::memory::{GRANULE, GuestRam};
+
+/// Told of an error that must stop the machine.
+type Failed = Box<dyn Fn(Error) + Send + Sync>;
+
+/// Brings pages.
+pub struct Pager {
+    mapped: Arc<MappedRam>,
+    states: Arc<PageStates>,
+    /// Gone once nothing is missing.
+    source: RwLock<Option<Arc<dyn PageSource>>>,
+    counters: Counters,
+    /// Pages that one fault may open, if they cost nothing.
+    fault_around: u64,
+    /// Faults that are being answered: the prefetcher stands back.
+    demand: AtomicU32,
+    /// Why the first page was lost.
+    damage: Mutex<Option<String>>,
+    failed: OnceLock<Failed>,
+    /// Held by the prefetcher while it changes anything.
+    gate: Mutex<()>,
+}
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pager").field("missing", &self.states.missing()).finish_non_exhaustive()
+    }
+}
+
+/// Counts a fault as being answered, for as long as it lives.
+struct Demand<'a>(&'a AtomicU32);
+
+impl<'a> Demand<'a> {
+    fn new(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Demand(count)
+    }
+}
+
+impl Drop for Demand<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Brought {
+    /// The page is there now, or somebody else is at it: try again.
+    Now,
+    /// The page was there before.
+    Before,
+}
+
+impl Pager {
+    /// A pager for RAM of which nothing is present or mapped. `fault_around` is in pages; 1 brings only what is needed.
+    pub fn new(mapped: Arc<MappedRam>, source: Arc<dyn PageSource>, fault_around: u32) -> Result<Arc<Pager>> {
+        let ram = mapped.ram();
+        let states = ram.states().ok_or_else(|| Error::State("the RAM is not a lazy one".into()))?;
+        let pager = Arc::new(Pager {
+            states: Arc::clone(states),
+            source: RwLock::new(Some(source)),
+            counters: Counters::new(),
+            fault_around: u64::from(fault_around.max(1)),
+            demand: AtomicU32::new(0),
+            damage: Mutex::new(None),
+            failed: OnceLock::new(),
+            gate: Mutex::new(()),
+            mapped: Arc::clone(&mapped),
+        });
+        mapped.ram().set_pager(Arc::downgrade(&pager));
+        Ok(pager)
+    }
+
+    /// Sets who is told when a page that our own code needs cannot be had. Once.
+    pub fn on_failure(&self, failed: impl Fn(Error) + Send + Sync + 'static) {
+        // Set once, by the machine's builder.
+        let _ = self.failed.set(Box::new(failed));
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> PagerStats {
+        self.counters.stats(self.states.count(), self.states.missing())
+    }
+
+    /// Whether nothing is missing any more.
+    pub fn is_done(&self) -> bool {
+        self.states.missing() == 0
+    }
+
+    /// The counters, for the prefetcher.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The states, for the prefetcher.
+    pub(super) fn states(&self) -> &PageStates {
+        &self.states
+    }
+
+    /// Whether a fault is being answered.
+    pub(super) fn in_demand(&self) -> bool {
+        self.demand.load(Ordering::Relaxed) > 0
+    }
+
+    /// The source, until nothing is missing.
+    pub(super) fn source(&self) -> Option<Arc<dyn PageSource>> {
+        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// RAM, for the prefetcher.
+    pub(super) fn ram(&self) -> &GuestRam {
+        self.mapped.ram()
+    }
+
+    /// Keeps the prefetcher from changing anything for as long as the guard lives. The guest stands still, so nothing else
+    /// changes either.
+    pub fn quiet(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- faults ---
+
+    /// A guest's fault at `offset` of RAM. [`Brought::Before`] if the page was present, so that something else explains it (or
+    /// it was present by the time we looked: another vCPU met it first).
+    pub fn guest_fault(&self, offset: u64, cause: Cause) -> Result<Brought> {
+        self.bring(offset / GRANULE, cause, false)
+    }
+
+    /// Makes a range present that code of ours is going to touch. An error is also told to the machine, which stops.
+    pub fn make_present(&self, offset: u64, len: u64) -> io::Result<()> {
+        for page in PageStates::pages(offset, len) {
+            if let Err(error) = self.bring(page, Cause::Host, true) {
+                let text = error.to_string();
+                if let Some(failed) = self.failed.get() {
+                    failed(error);
+                }
+                return Err(io::Error::other(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings one page. With `insist` it is present on success; without, another thread may still be at it.
+    fn bring(&self, page: u64, cause: Cause, insist: bool) -> Result<Brought> {
+        let begun = Instant::now();
+        let mut waited = false;
+        loop {
+            match self.states.claim(page) {
+                claim @ (Claim::Fill | Claim::Open) => {
+                    let _demand = Demand::new(&self.demand);
+                    self.install(page, claim)?;
+                    self.counters.fault(cause, begun.elapsed());
+                    return Ok(Brought::Now);
+                }
+                Claim::Busy => {
+                    let _demand = Demand::new(&self.demand);
+                    self.states.wait(page);
+                    waited = true;
+                    if !insist {
+                        self.counters.fault(cause, begun.elapsed());
+                        return Ok(Brought::Now);
+                    }
+                }
+                Claim::Present if waited => {
+                    self.counters.fault(cause, begun.elapsed());
+                    return Ok(Brought::Now);
+                }
+                Claim::Present => return Ok(Brought::Before),
+                Claim::Poisoned => return Err(self.lost(page)),
+            }
+        }
+    }
+
+    fn lost(&self, page: u64) -> Error {
+        let reason = self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reason = reason.unwrap_or_else(|| "its bytes could not be had".into());
+        Error::PageLost { start: self.ram().base() + page * GRANULE, len: GRANULE, reason }
+    }
+
+    /// Takes a page that is ours the rest of the way, and its neighbours where they cost nothing.
+    fn install(&self, page: u64, claim: Claim) -> Result<()> {
+        if claim == Claim::Fill
+            && let Err(error) = self.fill(page)
+        {
+            return Err(self.give_up(page, error));
+        }
+        let window = page - page % self.fault_around;
+        let window = window..(window + self.fault_around).min(self.states.count());
+        let start = (window.start..page).rev().take_while(|&before| self.take_cheap(before)).last().unwrap_or(page);
+        let end = (page + 1..window.end).take_while(|&after| self.take_cheap(after)).last().unwrap_or(page) + 1;
+        self.open(start..end)?;
+        self.counters.demanded(claim == Claim::Open);
+        self.counters.around(end - start - 1);
+        Ok(())
+    }
+
+    /// Takes a page whose bytes are here, or are known to be zero, if nobody else has it.
+    fn take_cheap(&self, page: u64) -> bool {
+        if self.states.claim_from(page, FILLED) {
+            return true;
+        }
+        let zero = || self.source().is_some_and(|source| source.known_zero(page * GRANULE, GRANULE) == GRANULE);
+        if self.states.get(page) == ABSENT && zero() && self.states.claim_from(page, ABSENT) {
+            self.counters.filled(Origin::Zero, 1, 0);
+            return true;
+        }
+        false
+    }
+
+    /// Brings the bytes of a page that is ours. RAM that nobody has filled is zero already.
+    fn fill(&self, page: u64) -> Result<(), SourceError> {
+        let offset = page * GRANULE;
+        let source = self.source().ok_or_else(|| SourceError::Damaged("the source is closed".into()))?;
+        if source.known_zero(offset, GRANULE) == GRANULE {
+            self.counters.filled(Origin::Zero, 1, 0);
+            return Ok(());
+        }
+        // On this thread's stack: a thread that answers a fault does not allocate.
+        let mut bytes = [0; GRANULE as usize];
+        let bytes = &mut bytes[..GRANULE.min(self.ram().size() - offset) as usize];
+        let origin = source.read(offset, bytes)?;
+        if origin != Origin::Zero {
+            let failed = |e: io::Error| SourceError::Damaged(format!("guest RAM cannot be filled: {e}"));
+            self.ram().write_fill(offset, bytes).map_err(failed)?;
+        }
+        self.counters.filled(origin, 1, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// A page that is ours cannot be had: for now, or for good.
+    pub(super) fn give_up(&self, page: u64, error: SourceError) -> Error {
+        let start = self.ram().base() + page * GRANULE;
+        match error {
+            SourceError::Unavailable(reason) => {
+                self.states.release(page, ABSENT);
+                Error::PageUnavailable { start, len: GRANULE, reason }
+            }
+            SourceError::Damaged(reason) => {
+                let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+                damage.get_or_insert_with(|| reason.clone());
+                drop(damage);
+                self.states.release(page, POISONED);
+                Error::PageLost { start, len: GRANULE, reason }
+            }
+        }
+    }
+
+    /// Puts pages that are ours, and filled, within reach of host and guest. On an error they are filled and out of reach.
+    pub(super) fn open(&self, pages: Range<u64>) -> Result<()> {
+        let offset = pages.start * GRANULE;
+        let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
+        let opened = self.ram().open(offset, len);
+        let opened = opened.map_err(|source| Error::System { action: "open pages of guest RAM".into(), source });
+        let result = opened.and_then(|()| self.mapped.map(offset, len, Permission::ReadWriteExec));
+        let mut last = false;
+        for page in pages {
+            match result {
+                Ok(()) => last |= self.states.publish(page),
+                Err(_) => self.states.release(page, FILLED),
+            }
+        }
+        if last {
+            self.leave();
+        }
+        result
+    }
+
+    /// Nothing is missing: the source, its files and connections are let go.
+    fn leave(&self) {
+        let source = self.source.write().unwrap_or_else(PoisonError::into_inner).take();
+        tracing::debug!(pages = self.states.count(), "all of guest RAM is present");
+        drop(source);
+    }
+
+    // --- the snapshot writer's side ---
+
+    /// The end, at most `limit`, of the stretch from `page` on in which bytes are here, or are not, like those of `page`.
+    fn here(&self, page: u64, limit: u64) -> (bool, u64) {
+        let here = |page| {
+            if self.states.get(page) == FILLING {
+                self.states.wait(page);
+            }
+            !matches!(self.states.get(page), ABSENT | POISONED)
+        };
+        let first = here(page);
+        let end = (page + 1..limit).find(|&next| here(next) != first);
+        (first, end.unwrap_or(limit))
+    }
+
+    /// Splits a range of bytes into stretches that are here and stretches that only the source has, and hands over each: offset,
+    /// length, whether it is here.
+    fn stretches<E>(
+        &self,
+        offset: u64,
+        len: u64,
+        mut each: impl FnMut(u64, u64, bool) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut at, stop) = (offset, offset + len);
+        let limit = stop.div_ceil(GRANULE);
+        while at < stop {
+            let (here, end) = self.here(at / GRANULE, limit);
+            let end = (end * GRANULE).min(stop);
+            each(at, end - at, here)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Reads RAM as the guest would see it, without bringing anything in.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let inside = offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.ram().size());
+        if !inside {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "read past the end of RAM"));
+        }
+        self.stretches(offset, buf.len() as u64, |at, len, here| {
+            let part = &mut buf[(at - offset) as usize..][..len as usize];
+            if here { self.ram().read_fill(at, part) } else { self.read_source(at, part) }
+        })
+    }
+
+    /// Sources are read in whole pages.
+    fn read_source(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let Some(source) = self.source() else { return Err(io::Error::other("the source of absent pages is closed")) };
+        let failed = |e: SourceError| io::Error::other(format!("guest memory that was never touched: {e}"));
+        let start = offset - offset % GRANULE;
+        let end = (offset + buf.len() as u64).next_multiple_of(GRANULE).min(self.ram().size());
+        if start == offset && end == offset + buf.len() as u64 {
+            return source.read(offset, buf).map(drop).map_err(failed);
+        }
+        let mut whole = vec![0; (end - start) as usize];
+        source.read(start, &mut whole).map_err(failed)?;
+        buf.copy_from_slice(&whole[(offset - start) as usize..][..buf.len()]);
+        Ok(())
+    }
+
+    /// Whether a range is known to be zero, without I/O.
+    pub fn is_known_zero(&self, offset: u64, len: u64) -> bool {
+        let source = self.source();
+        let zero = |at, len, here| {
+            let known = match here {
+                true => self.ram().is_hole(at, len),
+                false => source.as_ref().is_some_and(|source| source.known_zero(at, len) == len),
+            };
+            if known { Ok(()) } else { Err(()) }
+        };
+        self.stretches(offset, len, zero).is_ok()
+    }
+}
