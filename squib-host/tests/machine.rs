@@ -75,10 +75,10 @@ fn a_machine_goes_on_in_another_one_of_the_same_process() {
     assert!(report.memory_disk_bytes < report.ram_bytes, "{report:?}");
     drop(machine);
 
-    for backend in [RestoreBackend::Map, RestoreBackend::Copy] {
+    for backend in [RestoreBackend::Map, RestoreBackend::Copy, RestoreBackend::File] {
         let rest = Output::default();
         let mut machine = Machine::restore(RestoreConfig {
-            backend,
+            backend: backend.clone(),
             clock: ClockMode::Deterministic,
             console: rest.console(None),
             ..RestoreConfig::new(&target.state, &target.memory)
