@@ -19,6 +19,10 @@ mod resolver;
 mod source;
 mod state;
 mod stats;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 pub use file::FileSource;

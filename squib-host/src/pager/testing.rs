@@ -1,0 +1,106 @@
+//! A lazy RAM with a source that tests can break, and the virtual machine it is mapped into.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use applevisor::prelude::{GicDisabled, VirtualMachine, VirtualMachineInstance};
+
+use super::source::{Origin, PageSource, SourceError};
+use super::{PageStates, Pager};
+use crate::hv::stage2::MappedRam;
+use crate::memory::{GRANULE, GuestRam};
+
+/// IPA of the RAM.
+pub const BASE: u64 = 0x4000_0000;
+
+/// Bytes in memory, of which zero pages are known to be zero.
+#[derive(Debug)]
+pub struct TestSource {
+    bytes: Vec<u8>,
+    /// How often each page was read.
+    reads: Vec<AtomicU64>,
+    /// The server is away.
+    pub away: AtomicBool,
+    /// Pages that are damaged.
+    pub damaged: Mutex<HashSet<u64>>,
+}
+
+impl TestSource {
+    /// These bytes.
+    pub fn new(bytes: Vec<u8>) -> Arc<TestSource> {
+        let reads = (0..bytes.len().div_ceil(GRANULE as usize)).map(|_| AtomicU64::new(0)).collect();
+        Arc::new(TestSource { bytes, reads, away: AtomicBool::new(false), damaged: Mutex::default() })
+    }
+
+    /// `pages` pages, each of its own content; every fourth is zero.
+    pub fn pattern(pages: u64) -> Arc<TestSource> {
+        let word = |page: u64, n: u64| if page % 4 == 3 { 0 } else { page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n };
+        let words = (0..pages).flat_map(|page| (0..GRANULE / 8).map(move |n| word(page, n)));
+        TestSource::new(words.flat_map(u64::to_le_bytes).collect())
+    }
+
+    /// What is in it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How often the most-read page was read, and how many pages were read at all.
+    pub fn reads(&self) -> (u64, u64) {
+        let reads = || self.reads.iter().map(|reads| reads.load(Ordering::Relaxed));
+        (reads().max().unwrap_or(0), reads().filter(|&reads| reads > 0).count() as u64)
+    }
+}
+
+impl PageSource for TestSource {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(SourceError::Unavailable("the test's source is away".into()));
+        }
+        for page in PageStates::pages(offset, buf.len() as u64) {
+            self.reads[page as usize].fetch_add(1, Ordering::Relaxed);
+            if self.damaged.lock().unwrap().contains(&page) {
+                return Err(SourceError::Damaged(format!("the test's page {page} is damaged")));
+            }
+        }
+        // Slowly: others come meanwhile.
+        std::thread::yield_now();
+        buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
+        Ok(Origin::Server)
+    }
+
+    fn known_zero(&self, offset: u64, len: u64) -> u64 {
+        let part = &self.bytes[offset as usize..][..len as usize];
+        if part.iter().all(|&byte| byte == 0) { len } else { 0 }
+    }
+}
+
+/// A lazy RAM, all of it absent. One lives at a time, as virtual machines do.
+pub struct LazyRam {
+    // Dropped in this order: the memory map goes before the machine.
+    /// Its pager.
+    pub pager: Arc<Pager>,
+    /// The RAM.
+    pub ram: Arc<GuestRam>,
+    /// Where its pages come from.
+    pub source: Arc<TestSource>,
+    _vm: VirtualMachineInstance<GicDisabled>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl LazyRam {
+    /// RAM with these bytes.
+    pub fn new(source: Arc<TestSource>, fault_around: u32) -> LazyRam {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+        let vm = VirtualMachine::new().unwrap();
+        let ram = GuestRam::absent(BASE, source.size(), true).unwrap();
+        let mapped = Arc::new(MappedRam::absent(Arc::clone(&ram)));
+        let pager = Pager::new(mapped, Arc::clone(&source) as Arc<dyn PageSource>, fault_around).unwrap();
+        LazyRam { pager, ram, source, _vm: vm, _turn: turn }
+    }
+}

@@ -1,0 +1,213 @@
+//! The pager on real mappings and a real (stand-in) stage 2, with a source that can be slow, away or damaged.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use squib_snapshot::PageReader;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::testing::{BASE, LazyRam, TestSource};
+use super::{Brought, Cause, Prefetcher};
+use crate::error::Error;
+use crate::memory::{GRANULE, GuestMemory};
+
+const PAGES: u64 = 512;
+
+fn page_of(memory: &GuestMemory, page: u64) -> Vec<u8> {
+    let mut bytes = vec![0; GRANULE as usize];
+    memory.read_slice(&mut bytes, GuestAddress(BASE + page * GRANULE)).unwrap();
+    bytes
+}
+
+fn expected(source: &TestSource, page: u64) -> &[u8] {
+    &source.bytes()[(page * GRANULE) as usize..][..GRANULE as usize]
+}
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Eight threads, half of them a guest's and half of them our own, on the same random pages.
+fn storm(fault_around: u32, stream: bool) {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), fault_around);
+    let prefetcher = stream.then(|| Prefetcher::start(Arc::clone(&lazy.pager), |_| Vec::new()).unwrap());
+    let wrong = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let (lazy, wrong) = (&lazy, &wrong);
+            scope.spawn(move || {
+                let memory = lazy.ram.guest_memory().unwrap();
+                let mut random = thread + 1;
+                for _ in 0..PAGES {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    let page = (random >> 33) % PAGES;
+                    if thread % 2 == 0 {
+                        // A guest's thread goes round until its page is there.
+                        while lazy.pager.guest_fault(page * GRANULE + 5, Cause::GuestData).unwrap() == Brought::Now {}
+                    }
+                    if page_of(&memory, page) != expected(&lazy.source, page) {
+                        wrong.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(wrong.load(Ordering::Relaxed), 0);
+    assert_eq!(lazy.source.reads().0, 1, "no page was read twice");
+    if let Some(prefetcher) = prefetcher {
+        wait("streaming comes to an end", || lazy.pager.is_done());
+        drop(prefetcher);
+    }
+    let stats = lazy.pager.stats();
+    let present = stats.pages_total - stats.pages_missing;
+    let opened = stats.pages_demanded + stats.pages_around + stats.prefetch_untouched;
+    assert_eq!(opened, present, "every page was opened once: {stats:?}");
+    assert_eq!(stats.pages_zero + stats.pages_server, present, "{stats:?}");
+    assert_eq!(stats.bytes_fetched, stats.pages_server * GRANULE);
+    assert!(stats.faults() >= stats.pages_demanded && stats.guest_latency.count + stats.host_latency.count > 0);
+    if fault_around == 1 && !stream {
+        assert_eq!((stats.pages_around, stats.pages_prefetched), (0, 0));
+        assert_eq!(stats.pages_demanded, present);
+    }
+}
+
+#[test]
+fn a_storm_of_threads_loses_nothing() {
+    storm(1, false);
+    storm(16, false);
+    storm(8, true);
+}
+
+#[test]
+fn a_neighbour_comes_along_only_if_it_costs_nothing() {
+    let lazy = LazyRam::new(TestSource::pattern(16), 8);
+    // Pages 3 and 7 of the window are zero; the others would have to be read.
+    assert_eq!(lazy.pager.guest_fault(2 * GRANULE, Cause::GuestWalk).unwrap(), Brought::Now);
+    let stats = lazy.pager.stats();
+    assert_eq!((stats.pages_missing, stats.pages_around, stats.faults_guest_walk), (14, 1, 1));
+    assert_eq!(lazy.pager.guest_fault(3 * GRANULE, Cause::GuestFetch).unwrap(), Brought::Before);
+    assert_eq!(lazy.source.reads(), (1, 1));
+    assert_eq!(lazy.pager.stats().faults(), 1, "a page that is there is no fault");
+}
+
+#[test]
+fn only_what_is_touched_is_brought() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let memory = lazy.ram.guest_memory().unwrap();
+    let across = GuestAddress(BASE + 10 * GRANULE - 4);
+    let at = (10 * GRANULE - 4) as usize;
+    assert_eq!(memory.read_obj::<[u8; 8]>(across).unwrap(), lazy.source.bytes()[at..at + 8]);
+    assert_eq!(lazy.pager.stats().faults_host, 2);
+    assert_eq!(lazy.pager.stats().pages_missing, PAGES - 2);
+    memory.write_obj(7u32, GuestAddress(BASE + 20 * GRANULE + 4)).unwrap();
+    assert_eq!(lazy.pager.stats().pages_missing, PAGES - 3);
+    let mut written = expected(&lazy.source, 20).to_vec();
+    written[4..8].copy_from_slice(&7u32.to_le_bytes());
+    assert_eq!(page_of(&memory, 20), written, "the rest of a page that is written is there too");
+    assert_eq!(lazy.ram.dirty().unwrap().drain(), [20], "arriving is no writing");
+    assert!((lazy.pager.stats().fetched_over_demanded() - 1.0).abs() < 1e-9);
+}
+
+/// What a snapshot reads: all of RAM, and nothing arrives by it.
+#[test]
+fn a_snapshot_of_absent_ram_is_right_and_leaves_it_absent() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let memory = lazy.ram.guest_memory().unwrap();
+    let mut expected = lazy.source.bytes().to_vec();
+    for page in [1u64, 2, 3, 100, 511] {
+        let at = page * GRANULE + 1234;
+        memory.write_obj(0xabcdu16, GuestAddress(BASE + at)).unwrap();
+        expected[at as usize..][..2].copy_from_slice(&0xabcdu16.to_le_bytes());
+    }
+    let missing = lazy.pager.stats().pages_missing;
+    let _quiet = lazy.pager.quiet();
+    for part in [1 << 20, 64 << 10, 4096, 10_000] {
+        let mut offset = 0;
+        for expected in expected.chunks(part) {
+            let mut read = vec![0; expected.len()];
+            lazy.ram.read_at(offset, &mut read).unwrap();
+            assert!(read == expected, "{part} bytes at {offset:#x}");
+            let zero = expected.iter().all(|&byte| byte == 0);
+            assert!(zero || !lazy.ram.is_known_zero(offset, expected.len() as u64), "{part} bytes at {offset:#x}");
+            offset += expected.len() as u64;
+        }
+    }
+    assert!(lazy.ram.is_known_zero(7 * GRANULE, GRANULE), "known by the source");
+    assert!(!lazy.ram.is_known_zero(3 * GRANULE, GRANULE), "written since");
+    assert!(lazy.ram.read_at(PAGES * GRANULE - 1, &mut [0; 2]).is_err());
+    assert_eq!(lazy.pager.stats().pages_missing, missing);
+}
+
+#[test]
+fn a_damaged_page_is_an_error_every_time_and_asked_for_once() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    lazy.source.damaged.lock().unwrap().insert(9);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    lazy.pager.on_failure(move |error| tell.lock().unwrap().push(error.to_string()));
+    let memory = lazy.ram.guest_memory().unwrap();
+    for _ in 0..3 {
+        let error = memory.read_obj::<u8>(GuestAddress(BASE + 9 * GRANULE)).unwrap_err().to_string();
+        assert!(error.contains("0x40024000..0x40028000") && error.contains("page 9 is damaged"), "{error}");
+        let error = lazy.pager.guest_fault(9 * GRANULE, Cause::GuestData).unwrap_err();
+        assert!(matches!(error, Error::PageLost { start: 0x4002_4000, .. }), "{error}");
+    }
+    assert_eq!(told.lock().unwrap().len(), 3, "the machine is told what our own code met");
+    assert_eq!(lazy.source.reads(), (1, 1));
+    assert!(lazy.ram.read_at(9 * GRANULE, &mut [0; 16]).is_err(), "and no snapshot can be taken of it");
+    assert_eq!(page_of(&memory, 8), expected(&lazy.source, 8));
+}
+
+#[test]
+fn a_source_that_comes_back_is_asked_again() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    lazy.source.away.store(true, Ordering::Relaxed);
+    let error = lazy.pager.guest_fault(5 * GRANULE, Cause::GuestData).unwrap_err();
+    assert!(matches!(error, Error::PageUnavailable { .. }), "{error}");
+    let memory = lazy.ram.guest_memory().unwrap();
+    assert!(memory.read_obj::<u8>(GuestAddress(BASE + 5 * GRANULE)).is_err());
+    lazy.source.away.store(false, Ordering::Relaxed);
+    assert_eq!(page_of(&memory, 5), expected(&lazy.source, 5));
+}
+
+#[test]
+fn streaming_ends_with_an_ordinary_ram() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let memory = lazy.ram.guest_memory().unwrap();
+    page_of(&memory, 77);
+    lazy.source.away.store(true, Ordering::Relaxed);
+    lazy.source.damaged.lock().unwrap().insert(300);
+    let first = 400 * GRANULE..410 * GRANULE;
+    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), move |look| {
+        assert_eq!(look(PAGES * GRANULE - 7), None);
+        vec![first]
+    });
+    let prefetcher = prefetcher.unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(lazy.source.reads(), (1, 1), "it waits for a source that is away");
+    lazy.source.away.store(false, Ordering::Relaxed);
+    wait("all but the damaged page arrives", || lazy.pager.stats().pages_missing == 1);
+    drop(prefetcher);
+    for page in (0..PAGES).filter(|&page| page != 300) {
+        assert_eq!(page_of(&memory, page), expected(&lazy.source, page), "page {page}");
+    }
+    let stats = lazy.pager.stats();
+    assert_eq!(stats.pages_prefetched, PAGES - 2, "{stats:?}");
+    assert!(memory.read_obj::<u8>(GuestAddress(BASE + 300 * GRANULE)).is_err());
+    drop(memory);
+    drop(lazy);
+
+    let lazy = LazyRam::new(TestSource::pattern(64), 1);
+    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), |_| Vec::new()).unwrap();
+    wait("all arrives", || lazy.pager.is_done());
+    drop(prefetcher);
+    assert_eq!(Arc::strong_count(&lazy.source), 1, "the source is let go");
+    let mut bytes = vec![0; 64 * GRANULE as usize];
+    lazy.ram.read_at(0, &mut bytes).unwrap();
+    assert!(bytes == lazy.source.bytes());
+}
