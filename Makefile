@@ -4,14 +4,13 @@
 
 CARGO ?= cargo
 # A cargo that checks and links for aarch64-apple-darwin on other systems. On a Mac the plain one does that.
-MACOS_CARGO ?= $(wildcard ../shared/macos-cross/cargo-macos)
+MACOS_CARGO ?= $(if $(filter Darwin-arm64,$(shell uname -sm | tr ' ' -)),$(CARGO),$(wildcard ../shared/macos-cross/cargo-macos))
 # SIM=1 on a Mac: the software stand-in in place of Hypervisor.framework.
 SIM ?=
 features = $(if $(SIM),--features sim)
-squib = $${CARGO_TARGET_DIR:-target}/release/squib
+target := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+squib = $(target)/release/squib
 os := $(shell uname -s)
-# What is only linked, and never run, need not be fast.
-unoptimised = --config 'profile.dev.package."*".opt-level=0' --config 'profile.dev.package.squib-sim.opt-level=0'
 # How long `make difftest` looks for differences.
 SECONDS ?= 60
 
@@ -54,7 +53,7 @@ fmt: ## formatting, as CI checks it
 	$(CARGO) fmt --all --check
 
 lint: ## clippy, warnings are errors
-	$(CARGO) clippy --locked --workspace --all-targets --features squib-tests/long $(features) -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features squib-tests/long,squib-tests/macho $(features) -- -D warnings
 
 docs: ## the API documentation, broken links are errors
 	RUSTDOCFLAGS='-D warnings -D rustdoc::broken_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps $(features)
@@ -62,10 +61,20 @@ docs: ## the API documentation, broken links are errors
 unit: ## cargo test alone; the guests must be there
 	$(CARGO) test --locked --workspace --no-fail-fast $(features)
 
-macos: ## check, lint and link for aarch64-apple-darwin on another system
+macos: ## check, lint and link for aarch64-apple-darwin, and look into the Mach-O files; on any system
 	@[ -n "$(MACOS_CARGO)" ] || { echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; }
-	$(MACOS_CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(MACOS_CARGO) test --locked --workspace --no-run $(unoptimised)
+	@mkdir -p $(target)/macos
+	$(MACOS_CARGO) clippy --locked --workspace --all-targets --profile link -- -D warnings
+	$(MACOS_CARGO) test --locked --workspace --all-targets --no-run $(linked) >$(target)/macos/framework.json
+	$(call inspect,framework,SQUIB_MACHO)
+	$(MACOS_CARGO) build --locked -p squib-cli -p squib-examples --bins --examples --features squib-cli/sim,squib-examples/sim $(linked) \
+	    >$(target)/macos/sim.json
+	$(call inspect,sim,SQUIB_MACHO_SIM)
+
+linked = --profile link --message-format json-render-diagnostics
+# $(call inspect,BUILD,VARIABLE): the tests of what that build has linked.
+inspect = $(2)=$(abspath $(target))/macos/$(1).json \
+    $(CARGO) test --locked --workspace --features squib-tests/macho $(features) --test macho -- --nocapture $(1)
 
 test-kernels: ## boot every known Debian kernel and the minimal one, and the long guest tests
 	guest-images/fetch.sh bookworm-cloud bookworm-generic trixie-cloud trixie-generic sid-cloud sid-generic
