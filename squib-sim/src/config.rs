@@ -239,7 +239,8 @@ switches! {
     /// Host `mprotect` after the map: off, the guest does not notice; on, it meets a permission fault from the next
     /// `hv_vcpu_run` on.
     host_mprotect: bool = false, "host-mprotect";
-    /// Host `mmap(MAP_FIXED)` over mapped memory: off, the guest keeps the old object; on, it sees the new one.
+    /// Host `mmap(MAP_FIXED)` over mapped memory: off, the guest keeps the old object; on, it sees the new one, and `mprotect`
+    /// as with `host-mprotect`, since it is the host's mapping that it works on.
     host_remap: bool = false, "host-remap";
     /// How often `hv_vm_create`, and how often `hv_vm_destroy`, answer `HV_BUSY` before they work.
     busy: u32 = 0, "busy";
@@ -263,6 +264,11 @@ impl Config {
             self.set(key.trim(), value.trim())?;
         }
         Ok(())
+    }
+
+    /// Whether the guest feels the protection of the host's mapping.
+    pub fn follows_protection(&self) -> bool {
+        self.host_mprotect || self.host_remap
     }
 
     /// The guest's counter frequency in Hz.

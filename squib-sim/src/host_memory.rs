@@ -236,12 +236,12 @@ pub use protection::Protections;
 
 #[cfg(target_os = "linux")]
 mod protection {
+    use std::ptr;
+
     use super::{HostMemoryError, HostProtection};
     use crate::stage2::Perms;
 
-    /// Up to this many granules are probed one by one; a longer range is looked up in the list of mappings.
-    const PROBE_LIMIT: usize = 128;
-    /// Hosts protect by the granule.
+    /// Hosts protect by the granule, and map by it: one granule shows one object.
     const GRANULE: usize = 0x4000;
 
     /// One line of `/proc/self/maps`.
@@ -312,7 +312,8 @@ mod protection {
 
         /// The protection of a range now.
         pub fn probe(address: *const u8, size: usize) -> Result<HostProtection, HostMemoryError> {
-            if size <= PROBE_LIMIT * GRANULE && readable(address, size) {
+            // The common case when memory comes page by page; whether a longer range is of one object, only the list tells.
+            if size <= GRANULE && readable(address) {
                 return Ok(HostProtection::Readable);
             }
             let (start, end) = (address as u64, address as u64 + size as u64);
@@ -338,29 +339,13 @@ mod protection {
         }
     }
 
-    /// Whether every granule can be read, tried without touching it: the kernel does the reading, and answers EFAULT.
-    fn readable(address: *const u8, size: usize) -> bool {
-        let mut bytes = [0u8; PROBE_LIMIT];
-        let remote: Vec<libc::iovec> = (0..size.div_ceil(GRANULE))
-            .map(|granule| libc::iovec {
-                iov_base: address.wrapping_add(granule * GRANULE).cast_mut().cast(),
-                iov_len: 1,
-            })
-            .collect();
-        let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: remote.len() };
-        // SAFETY: reads one byte of each granule, of this process, into `bytes`, which has room for all of them; addresses that
-        // cannot be read make the call stop early.
-        let read = unsafe {
-            libc::process_vm_readv(
-                std::process::id() as i32,
-                &local,
-                1,
-                remote.as_ptr(),
-                remote.len() as libc::c_ulong,
-                0,
-            )
-        };
-        read == remote.len() as isize
+    /// Whether a granule can be read, tried without touching it: the kernel does the reading, and answers EFAULT.
+    fn readable(address: *const u8) -> bool {
+        let mut byte = 0u8;
+        let remote = libc::iovec { iov_base: address.cast_mut().cast(), iov_len: 1 };
+        let local = libc::iovec { iov_base: ptr::from_mut(&mut byte).cast(), iov_len: 1 };
+        // SAFETY: reads one byte of this process into `byte`; an address that cannot be read makes the call fail.
+        unsafe { libc::process_vm_readv(std::process::id() as i32, &local, 1, &remote, 1, 0) == 1 }
     }
 }
 

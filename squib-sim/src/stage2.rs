@@ -154,7 +154,7 @@ impl Stage2 {
         let ipa_size = 1u64 << ipa_bits;
         let blocks = (0..ipa_size.div_ceil(BLOCK_SIZE)).map(|_| AtomicU64::new(0)).collect();
         let page_shift = config.granule.size().trailing_zeros();
-        let followed = config.host_mprotect.then(RwLock::default);
+        let followed = config.follows_protection().then(RwLock::default);
         let memory_near = (0..ipa_size.div_ceil(1 << NEIGHBOURHOOD)).map(|_| AtomicBool::new(false)).collect();
         Stage2 { ipa_size, page_shift, blocks, extents: Mutex::default(), memory_near, followed }
     }

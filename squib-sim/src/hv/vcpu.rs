@@ -95,7 +95,7 @@ impl Slot {
 
     fn run(&self, inner: &mut Inner) {
         let clock = &self.vm.machine.clock;
-        if self.vm.machine.config.host_mprotect {
+        if self.vm.machine.config.follows_protection() {
             self.vm.machine.observe_host_protection();
         }
         self.running.store(true, Ordering::SeqCst);

@@ -40,8 +40,10 @@ fn programs(variable: &str) -> Vec<Program> {
 fn program(message: &Value) -> Option<Program> {
     let path = Path::new(message["executable"].as_str()?);
     let image = Image::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    // path+file:///.../squib-host#0.3.0
-    let package = message["package_id"].as_str()?.rsplit('/').next()?.split('#').next()?.to_owned();
+    // path+file:///.../squib-host#0.3.0, or path+file:///.../tests#squib-tests@0.3.0
+    let id = message["package_id"].as_str()?.rsplit('/').next()?;
+    let (directory, rest) = id.split_once('#')?;
+    let package = rest.split_once('@').map_or(directory, |(name, _)| name).to_owned();
     let kind = message["target"]["kind"][0].as_str()?;
     let name = format!("{package}, {kind} {}", message["target"]["name"].as_str()?);
     Some(Program { package, name, image })

@@ -1,6 +1,8 @@
 //! A small guest: one page of code, some RAM, one vCPU on this thread, and a watchdog around every run.
 
-use std::sync::{Mutex, MutexGuard, mpsc};
+use std::fmt::Display;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +29,13 @@ pub const MSI_COUNT: u32 = 40;
 
 /// No run of these guests takes this long.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a guest is watched that is expected to do nothing.
+const A_MOMENT: Duration = Duration::from_millis(10);
+/// An `hv_vcpus_exit` that nothing has come of for so long is taken for lost.
+const LOST: Duration = Duration::from_millis(200);
+/// How often, and how long apart, a busy framework is asked again.
+const BUSY_TRIES: u32 = 400;
+const BUSY_WAIT: Duration = Duration::from_millis(5);
 
 /// Exception classes (ESR_EL2.EC).
 pub mod ec {
@@ -41,13 +50,74 @@ pub mod ec {
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The right to have the process's virtual machine.
+/// The right to have the process's virtual machine. Dropped last: the machine is gone before the next turn.
 pub struct Turn(#[expect(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
 
 impl Turn {
     pub fn take() -> Turn {
         Turn(ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        really_destroyed();
+    }
+}
+
+/// The machine, just dropped, is gone, even where `hv_vm_destroy` says busy for a while: the binding does not ask again.
+pub fn really_destroyed() {
+    for _ in 0..BUSY_TRIES {
+        // SAFETY: nothing of the machine is used any more; usually there is none.
+        if unsafe { applevisor_sys::hv_vm_destroy() } != applevisor_sys::hv_error_t::HV_BUSY as i32 {
+            return;
+        }
+        thread::sleep(BUSY_WAIT);
+    }
+}
+
+/// Says what was found where the facts leave it open; `make conformance-report` collects it.
+pub fn probe(what: &str, found: impl Display) {
+    println!("probe: {what}: {found}");
+}
+
+/// The name of a return code.
+pub fn name(code: i32) -> String {
+    use applevisor_sys::hv_error_t::*;
+    let known = [
+        (HV_SUCCESS as i32, "HV_SUCCESS"),
+        (HV_ERROR as i32, "HV_ERROR"),
+        (HV_BUSY as i32, "HV_BUSY"),
+        (HV_BAD_ARGUMENT as i32, "HV_BAD_ARGUMENT"),
+        (HV_ILLEGAL_GUEST_STATE as i32, "HV_ILLEGAL_GUEST_STATE"),
+        (HV_NO_RESOURCES as i32, "HV_NO_RESOURCES"),
+        (HV_NO_DEVICE as i32, "HV_NO_DEVICE"),
+        (HV_DENIED as i32, "HV_DENIED"),
+        (HV_FAULT as i32, "HV_FAULT"),
+        (HV_UNSUPPORTED as i32, "HV_UNSUPPORTED"),
+    ];
+    known.iter().find(|(known, _)| *known == code).map_or(format!("{code:#x}"), |(_, name)| (*name).to_owned())
+}
+
+/// Tries again while the framework is busy.
+pub fn patiently<T>(mut create: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 0..BUSY_TRIES {
+        match create() {
+            Err(HypervisorError::Busy) => thread::sleep(BUSY_WAIT),
+            result => return result,
+        }
+    }
+    Err(HypervisorError::Busy)
+}
+
+/// A virtual machine without a GIC.
+pub fn machine() -> VirtualMachineInstance<GicDisabled> {
+    patiently(VirtualMachine::new).unwrap()
+}
+
+/// A virtual machine with a GIC, as these tests have it.
+pub fn gic_machine() -> VirtualMachineInstance<GicEnabled> {
+    patiently(|| VirtualMachine::with_gic(VirtualMachineConfig::new(), gic_config())).unwrap()
 }
 
 /// A guest with its vCPU on this thread. Fields are dropped in this order.
@@ -71,14 +141,13 @@ pub fn gic_config() -> GicConfig {
 /// A guest without a GIC, about to execute `code`.
 pub fn guest(code: &[u32]) -> Guest<GicDisabled> {
     let turn = Turn::take();
-    Guest::with(turn, VirtualMachine::new().unwrap(), code)
+    Guest::with(turn, machine(), code)
 }
 
 /// A guest with a GIC, MPIDR 0, about to execute `code`.
 pub fn gic_guest(code: &[u32]) -> Guest<GicEnabled> {
     let turn = Turn::take();
-    let vm = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic_config()).unwrap();
-    let guest = Guest::with(turn, vm, code);
+    let guest = Guest::with(turn, gic_machine(), code);
     guest.vcpu.set_sys_reg(SysReg::MPIDR_EL1, 0x8000_0000).unwrap();
     guest
 }
@@ -97,6 +166,16 @@ impl<G> Guest<G> {
     /// Runs to the next exit.
     pub fn run(&self) -> VcpuExit {
         run(&self.vm, &self.vcpu)
+    }
+
+    /// Runs until `during`, done a moment later on another thread, has happened and the vCPU was told to exit.
+    pub fn run_stopped(&self, during: impl FnOnce() + Send) -> VcpuExit {
+        run_watched(&self.vm, &self.vcpu, Waiting::IsTheEnd, A_MOMENT, during)
+    }
+
+    /// Runs for a moment, or to an exit that is not about waiting.
+    pub fn run_on_stopped(&self) -> VcpuExit {
+        run_watched(&self.vm, &self.vcpu, Waiting::GoesOn, A_MOMENT, || ())
     }
 
     /// Runs to the next exit that is not about waiting.
@@ -191,33 +270,67 @@ pub fn write_code(ram: &mut Memory, at: u64, code: &[u32]) {
 /// Runs to the next exit that is not about waiting. Whether WFx and the virtual timer exit where there is a GIC is not known;
 /// a host must put up with either.
 pub fn run_on<G>(vm: &VirtualMachineInstance<G>, vcpu: &Vcpu) -> VcpuExit {
-    loop {
-        let exit = run(vm, vcpu);
-        match exit.reason {
-            ExitReason::VTIMER_ACTIVATED => vcpu.set_vtimer_mask(false).unwrap(),
-            ExitReason::EXCEPTION if exit.exception.syndrome >> 26 == ec::WFX => {
-                vcpu.set_reg(Reg::PC, vcpu.get_reg(Reg::PC).unwrap() + 4).unwrap();
-            }
-            _ => return exit,
-        }
-    }
+    run_watched(vm, vcpu, Waiting::GoesOn, PATIENCE, || ())
 }
 
 /// Runs to the next exit; if none comes for too long, ends the run with `CANCELED`.
 pub fn run<G>(vm: &VirtualMachineInstance<G>, vcpu: &Vcpu) -> VcpuExit {
-    let handle = vcpu.get_handle();
+    run_watched(vm, vcpu, Waiting::IsTheEnd, PATIENCE, || ())
+}
+
+/// What an exit for WFx or the virtual timer is to a run.
+#[derive(Clone, Copy, PartialEq)]
+enum Waiting {
+    GoesOn,
+    IsTheEnd,
+}
+
+/// Runs to the next exit. If none has come after `patience`, does `during` and tells the vCPU to exit, again and again if it has to.
+fn run_watched<G>(
+    _: &VirtualMachineInstance<G>,
+    vcpu: &Vcpu,
+    waiting: Waiting,
+    patience: Duration,
+    during: impl FnOnce() + Send,
+) -> VcpuExit {
+    let id = vcpu.id();
     let (done, watch) = mpsc::channel::<()>();
     thread::scope(|scope| {
-        let id = handle.id();
         scope.spawn(move || {
-            if watch.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if watch.recv_timeout(patience) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            during();
+            loop {
                 // SAFETY: an array of one id; the vCPU lives until the scope ends.
                 unsafe { applevisor_sys::hv_vcpus_exit(&id, 1) };
+                if watch.recv_timeout(LOST) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
             }
         });
-        vcpu.run().unwrap();
+        loop {
+            vcpu.run().unwrap();
+            if waiting == Waiting::IsTheEnd || !goes_on(vcpu) {
+                break;
+            }
+        }
         drop(done);
     });
-    let _ = vm;
     vcpu.get_exit_info()
+}
+
+/// Whether the last exit was about waiting; what it asks of the host is done.
+fn goes_on(vcpu: &Vcpu) -> bool {
+    let exit = vcpu.get_exit_info();
+    match exit.reason {
+        ExitReason::VTIMER_ACTIVATED => vcpu.set_vtimer_mask(false).unwrap(),
+        ExitReason::EXCEPTION if exit.exception.syndrome >> 26 == ec::WFX => {
+            vcpu.set_reg(Reg::PC, vcpu.get_reg(Reg::PC).unwrap() + 4).unwrap();
+            // Another vCPU may be what it waits for.
+            thread::yield_now();
+        }
+        _ => return false,
+    }
+    true
 }

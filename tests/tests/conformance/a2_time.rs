@@ -1,0 +1,219 @@
+//! A2: the virtual timer and time.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use applevisor::prelude::*;
+
+use crate::asm::*;
+use crate::code;
+use crate::guest::*;
+
+const CNTFRQ_EL0: u16 = 0xdf00;
+const CNTVCT_EL0: u16 = 0xdf02;
+/// CNTV_CTL_EL0 bits.
+const ENABLE: u64 = 1;
+const IMASK: u64 = 2;
+const ISTATUS: u64 = 4;
+
+/// `mach_absolute_time`.
+#[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
+fn now() -> u64 {
+    squib_sim::mach::mach_absolute_time()
+}
+
+/// `mach_absolute_time`.
+#[cfg(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim")))]
+fn now() -> u64 {
+    // SAFETY: reads a counter.
+    unsafe { mach2::mach_time::mach_absolute_time() }
+}
+
+/// CNTFRQ_EL0 as a guest reads it.
+fn frequency() -> u64 {
+    let guest = guest(&[mrs(0, CNTFRQ_EL0), hvc(1)]);
+    guest.run_to(1);
+    guest.x(Reg::X0)
+}
+
+/// `mach_absolute_time`, at 24 MHz, in the guest's ticks: no less, and less than one host tick more, than it has counted.
+fn ticks(mach: u64, frequency: u64) -> u64 {
+    (u128::from(mach) * u128::from(frequency) / MACH_FREQUENCY) as u64
+}
+
+/// `mach_absolute_time` ticks per second on Apple silicon.
+const MACH_FREQUENCY: u128 = 24_000_000;
+
+/// Arms the timer so that it has fired already.
+fn expire(vcpu: &Vcpu) {
+    vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, 0).unwrap();
+    vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, ENABLE).unwrap();
+}
+
+#[test]
+fn a2_01_the_timer_exits_once_and_masks_itself() {
+    let guest = guest(&[hvc(1), SPIN]);
+    assert_eq!(guest.vcpu.get_vtimer_mask(), Ok(false));
+    expire(&guest.vcpu);
+    assert_eq!(guest.run().reason, ExitReason::VTIMER_ACTIVATED);
+    assert_eq!(guest.vcpu.get_vtimer_mask(), Ok(true));
+    // Masked: the guest runs on.
+    guest.run_to(1);
+    guest.vcpu.set_vtimer_mask(false).unwrap();
+    assert_eq!(guest.run().reason, ExitReason::VTIMER_ACTIVATED);
+}
+
+#[test]
+fn a2_02_a_masked_or_disabled_timer_does_not_exit() {
+    for ctl in [0, ENABLE | IMASK, IMASK] {
+        let guest = guest(&[hvc(1)]);
+        expire(&guest.vcpu);
+        guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, ctl).unwrap();
+        guest.run_to(1);
+        assert_eq!(guest.vcpu.get_vtimer_mask(), Ok(false));
+    }
+}
+
+#[test]
+fn a2_03_the_condition_can_be_read_back() {
+    let guest = guest(&[hvc(1)]);
+    expire(&guest.vcpu);
+    assert_eq!(guest.vcpu.get_sys_reg(SysReg::CNTV_CTL_EL0), Ok(ENABLE | ISTATUS));
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, u64::MAX).unwrap();
+    assert_eq!(guest.vcpu.get_sys_reg(SysReg::CNTV_CTL_EL0), Ok(ENABLE));
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, 0).unwrap();
+    assert_eq!(guest.vcpu.get_sys_reg(SysReg::CNTV_CTL_EL0), Ok(0));
+}
+
+#[test]
+fn a2_04_the_guest_counts_from_the_offset() {
+    let frequency = frequency();
+    let guest = guest(&[mrs(0, CNTVCT_EL0), hvc(1), mrs(0, CNTVCT_EL0), hvc(2)]);
+    let now = || ticks(now(), frequency);
+    let offset = now().wrapping_sub(1_000_000);
+    guest.vcpu.set_vtimer_offset(offset).unwrap();
+    assert_eq!(guest.vcpu.get_vtimer_offset(), Ok(offset));
+    let before = now().wrapping_sub(offset);
+    guest.run_to(1);
+    let after = now().wrapping_sub(offset) + frequency / 24_000_000;
+    assert!((before..=after).contains(&guest.x(Reg::X0)), "{before} {} {after}", guest.x(Reg::X0));
+    // An offset ahead of the counter makes guest time negative, and nothing worse.
+    let offset = now().wrapping_add(1 << 50);
+    guest.vcpu.set_vtimer_offset(offset).unwrap();
+    guest.run_to(2);
+    assert!((guest.x(Reg::X0) as i64) < 0);
+}
+
+#[test]
+fn a2_05_one_offset_for_all_vcpus_is_one_time() {
+    // Each vCPU reads its counter in turn, on its own thread: later readings are never earlier.
+    let frequency = frequency();
+    let turn = Turn::take();
+    let vm = machine();
+    let mut ram = vm.memory_create(RAM_SIZE as usize).unwrap();
+    ram.map(RAM, MemPerms::RWX).unwrap();
+    write_code(&mut ram, RAM, &[ISB, mrs(0, CNTVCT_EL0), hvc(1), b(-3)]);
+    let offset = ticks(now(), frequency).wrapping_sub(1_000_000);
+    let last = Mutex::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let vcpu = vm.vcpu_create().unwrap();
+                prepare(&vcpu, RAM);
+                vcpu.set_vtimer_offset(offset).unwrap();
+                for _ in 0..50 {
+                    let mut last = last.lock().unwrap();
+                    assert_eq!(run(&vm, &vcpu).exception.syndrome, hvc_syndrome(1));
+                    let count = vcpu.get_reg(Reg::X0).unwrap();
+                    assert!(count >= *last, "{count} after {last}");
+                    *last = count;
+                }
+            });
+        }
+    });
+    drop((ram, vm, turn));
+}
+
+#[test]
+fn a2_06_a6_07_a_timer_that_had_expired_fires_after_restore() {
+    let frequency = frequency();
+    let guest = guest(&[IRQ_ON, SPIN]);
+    guest.vcpu.set_vtimer_offset(ticks(now(), frequency).wrapping_sub(5_000)).unwrap();
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, 4_000).unwrap();
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, ENABLE).unwrap();
+    guest.vcpu.set_vtimer_mask(false).unwrap();
+    assert_eq!(guest.run().reason, ExitReason::VTIMER_ACTIVATED);
+}
+
+#[test]
+fn a2_06_a_timer_fires_while_the_guest_runs() {
+    // In 2 ms of guest time.
+    let frequency = frequency();
+    let guest = guest(&[SPIN]);
+    let start = now();
+    guest.vcpu.set_vtimer_offset(ticks(start, frequency)).unwrap();
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, frequency / 500).unwrap();
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, ENABLE).unwrap();
+    assert_eq!(guest.run().reason, ExitReason::VTIMER_ACTIVATED);
+    // Less a tick for rounding.
+    assert!(now() - start >= 48_000 - 1);
+}
+
+#[test]
+fn a2_07_a2_08_with_a_gic_the_timer_is_ppi_27() {
+    let frequency = frequency();
+    let mut guest = gic_guest(&code![mov(0, 1), msr(0xc667, 0), mov(0, 0xff), msr(0xc230, 0), IRQ_ON, WFI, b(-1),]);
+    guest.write_code(VECTORS + 0x280, &[mrs(0, 0xc660), hvc(9)]);
+    guest.vm.gic_set_distributor_reg(GicDistributorReg::CTLR, 2).unwrap();
+    guest.vcpu.set_redistributor_reg(GicRedistributorReg::IGROUPR0, u64::from(u32::MAX)).unwrap();
+    guest.vcpu.set_redistributor_reg(GicRedistributorReg::ISENABLER0, 1 << 27).unwrap();
+    guest.vcpu.set_vtimer_offset(ticks(now(), frequency)).unwrap();
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CVAL_EL0, frequency / 1000).unwrap();
+    guest.vcpu.set_sys_reg(SysReg::CNTV_CTL_EL0, ENABLE).unwrap();
+    let mut exits = 0;
+    loop {
+        let exit = guest.run();
+        match exit.reason {
+            ExitReason::VTIMER_ACTIVATED => {
+                exits += 1;
+                assert_eq!(guest.vcpu.get_vtimer_mask(), Ok(true));
+                guest.vcpu.set_vtimer_mask(false).unwrap();
+            }
+            ExitReason::EXCEPTION if exit.exception.syndrome >> 26 == ec::WFX => guest.skip(),
+            _ => {
+                assert_eq!(exit.exception.syndrome, hvc_syndrome(9));
+                break;
+            }
+        }
+    }
+    probe(
+        "VTIMER_ACTIVATED with a GIC",
+        if exits == 0 { "never" } else { "comes, masks itself, and the PPI comes too" },
+    );
+    assert_eq!(guest.x(Reg::X0), 27);
+}
+
+#[test]
+fn a2_09_a2_10_a2_11_the_counter_counts_at_the_frequency_it_names() {
+    let frequency = frequency();
+    probe("CNTFRQ_EL0", format_args!("{frequency} Hz"));
+    let guest = guest(&[mrs(0, CNTVCT_EL0), hvc(1), mrs(1, CNTVCT_EL0), hvc(2)]);
+    guest.run_to(1);
+    let start = now();
+    thread::sleep(Duration::from_millis(50));
+    let slept = ticks(now() - start, frequency);
+    guest.run_to(2);
+    let counted = guest.x(Reg::X1) - guest.x(Reg::X0);
+    probe("guest ticks in a sleep of 50 ms", counted);
+    probe("mach_absolute_time scaled to that frequency", slept);
+    assert!(counted >= slept, "{counted} ticks in a sleep of {slept}");
+}
+
+#[test]
+fn a2_13_execution_time_grows_with_execution() {
+    let guest = guest(&code![mov(0, 1_000_000), subs(0, 0, 1), b_ne(-1), hvc(1)]);
+    let before = guest.vcpu.get_exec_time().unwrap();
+    guest.run_to(1);
+    assert!(guest.vcpu.get_exec_time().unwrap() > before);
+}
