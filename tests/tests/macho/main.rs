@@ -44,8 +44,9 @@ fn program(message: &Value) -> Option<Program> {
     let id = message["package_id"].as_str()?.rsplit('/').next()?;
     let (directory, rest) = id.split_once('#')?;
     let package = rest.split_once('@').map_or(directory, |(name, _)| name).to_owned();
-    let kind = message["target"]["kind"][0].as_str()?;
-    let name = format!("{package}, {kind} {}", message["target"]["name"].as_str()?);
+    let (kind, target) = (message["target"]["kind"][0].as_str()?, message["target"]["name"].as_str()?);
+    let harness = kind != "test" && message["profile"]["test"] == true;
+    let name = format!("{package}, {kind} {target}{}", if harness { " as a test" } else { "" });
     Some(Program { package, name, image })
 }
 
