@@ -16,7 +16,7 @@ const ALL: u64 = u32::MAX as u64;
 
 /// What creating a machine with such a GIC comes to; the machine is gone again.
 fn create(config: impl Fn(&mut GicConfig)) -> Result<()> {
-    let created = patiently(|| {
+    patiently(|| {
         let mut gic = GicConfig::new();
         config(&mut gic);
         let result = VirtualMachine::with_gic(VirtualMachineConfig::new(), gic).map(drop);
@@ -25,8 +25,7 @@ fn create(config: impl Fn(&mut GicConfig)) -> Result<()> {
             really_destroyed();
         }
         result
-    });
-    created
+    })
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::ptr;
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -161,15 +162,26 @@ fn the_whole_suite_passes_in_every_position() {
     for key in Config::KEYS.iter().filter(|key| **key != "clock") {
         assert!(POSITIONS.iter().any(|position| position.split('=').next() == Some(key)), "{key} is not turned");
     }
-    for position in POSITIONS {
-        let suite = Command::new(std::env::current_exe().unwrap())
-            .args(["--skip", "switches::", "--skip", "a4_20_"])
-            .env("SQUIB_SIM", position)
-            .output()
-            .unwrap();
-        let (output, errors) = (String::from_utf8_lossy(&suite.stdout), String::from_utf8_lossy(&suite.stderr));
-        assert!(suite.status.success(), "{position}\n{output}\n{errors}");
-    }
+    let left = Mutex::new(POSITIONS.iter());
+    let next = || left.lock().unwrap().next();
+    let threads = thread::available_parallelism().map_or(1, |count| count.get());
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(position) = next() {
+                    passes_in(position);
+                }
+            });
+        }
+    });
+}
+
+/// Runs all other tests, in a process of their own.
+fn passes_in(position: &str) {
+    let mut suite = Command::new(std::env::current_exe().unwrap());
+    let suite = suite.args(["--skip", "switches::"]).env("SQUIB_SIM", position).output().unwrap();
+    let (output, errors) = (String::from_utf8_lossy(&suite.stdout), String::from_utf8_lossy(&suite.stderr));
+    assert!(suite.status.success(), "{position}\n{output}\n{errors}");
 }
 
 /// One granule of shared memory, aligned.
