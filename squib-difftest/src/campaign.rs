@@ -29,7 +29,7 @@ impl Subject for Reference {
     }
 }
 
-/// The table of encodings as a subject for [`Draw::Undefined`]: says UNDEFINED for what no row matches.
+/// The table of encodings as a subject for [`Draw::Undefined`] and [`Draw::SystemSpace`]: says UNDEFINED for what no row matches.
 pub struct Table;
 
 impl Subject for Table {
@@ -118,7 +118,7 @@ pub fn run(
 
 /// Sends a batch to the reference, without the words it must not be asked about.
 fn send(reference: &mut Reference, kind: Draw, cases: &[Case]) -> Result<(), Error> {
-    if kind != Draw::Undefined {
+    if !kind.only_undefined() {
         return reference.send(cases);
     }
     let answerable =
@@ -140,7 +140,7 @@ fn count_coverage(summary: &mut Summary, case: &Case, outcome: &Outcome) {
 /// What differs, in words; nothing when the case passed.
 fn differences(kind: Draw, case: &Case, ours: &Outcome, theirs: &Outcome) -> Vec<String> {
     let undefined = |outcome: &Outcome| outcome.end == End::Undefined;
-    if kind == Draw::Undefined {
+    if kind.only_undefined() {
         let Some(word) = case.code.first().copied() else { return Vec::new() };
         let (expected, who) = match beyond(word) {
             true => (find(word).is_none(), "table of encodings"),

@@ -6,7 +6,7 @@ use crate::rng::Rng;
 use crate::values;
 use crate::words::{access_scale, access_size, aim, constant, pair_scale, predictable, sign_extend};
 
-/// Instructions in a slot, the closing breakpoint not counted.
+/// Instructions in a slot without the closing breakpoint.
 const MAX_CODE: usize = SLOT / 4 - 1;
 const CLREX: u32 = 0xd503_3f5f;
 const DC_ZVA: u32 = 0xd50b_7420;
@@ -47,11 +47,13 @@ pub enum Draw {
     Mixed,
     /// One instruction word, allocated or not: only whether it is UNDEFINED is compared.
     Undefined,
+    /// The same for every word of the system instruction space, one after the other, with X0 and with XZR.
+    SystemSpace,
 }
 
 impl Draw {
     /// All of them.
-    pub const ALL: [Draw; 13] = [
+    pub const ALL: [Draw; 14] = [
         Draw::Integer,
         Draw::Branch,
         Draw::Memory,
@@ -65,7 +67,18 @@ impl Draw {
         Draw::Zva,
         Draw::Mixed,
         Draw::Undefined,
+        Draw::SystemSpace,
     ];
+
+    /// How many cases there are, of what is not drawn but walked.
+    pub fn cases(self) -> Option<u64> {
+        (self == Draw::SystemSpace).then_some(2 << 17)
+    }
+
+    /// Only whether a word is UNDEFINED is compared.
+    pub fn only_undefined(self) -> bool {
+        matches!(self, Draw::Undefined | Draw::SystemSpace)
+    }
 
     fn classes(self) -> &'static [Class] {
         use Class::*;
@@ -80,7 +93,7 @@ impl Draw {
             Draw::Crypto => &[Crypto],
             Draw::Structure => &[Structure],
             Draw::System => &[System, System, Integer, Fp, SimdFp],
-            Draw::Mixed | Draw::Undefined => {
+            Draw::Mixed | Draw::Undefined | Draw::SystemSpace => {
                 &[Integer, Branch, Memory, Atomic, Fp, Simd, SimdFp, Crypto, Structure, System]
             }
         }
@@ -109,11 +122,14 @@ pub fn draw(kind: Draw, seed: u64, index: u64, slot: usize) -> Case {
         fpsr: values::fpsr(&mut rng),
         v: std::array::from_fn(|_| values::vector(&mut rng)),
     };
-    if kind == Draw::Undefined {
+    if kind.only_undefined() {
         // Whatever address such a word makes of its registers, the reference's own memory is not there.
         state.x = std::array::from_fn(|_| u64::MAX >> 16 << rng.below(16));
         state.sp = 0;
-        let code = vec![undefined_word(&mut rng)];
+        let code = match kind {
+            Draw::SystemSpace => Some(system_word(index)).filter(|word| !excluded(*word)).into_iter().collect(),
+            _ => vec![undefined_word(&mut rng)],
+        };
         return Case { state, window: vec![0; WINDOW_LEN], code };
     }
     let window = values::window(&mut rng);
@@ -121,14 +137,23 @@ pub fn draw(kind: Draw, seed: u64, index: u64, slot: usize) -> Case {
     Case { state, window, code }
 }
 
-/// A word that both sides are asked about: any, or one near an allocated encoding.
+/// The system instruction space: op0, op1, CRn, CRm, op2 and the direction in 17 bits above Rt.
+const SYSTEM_SPACE: (u32, u32) = (0xffc0_0000, 0xd500_0000);
+
+/// Word `index` of the system instruction space.
+fn system_word(index: u64) -> u32 {
+    let rt = if index >> 17 & 1 == 0 { 0 } else { 31 };
+    SYSTEM_SPACE.1 | (index as u32 & 0x1_ffff) << 5 | rt
+}
+
+/// A word that both sides are asked about: any, or one near an allocated encoding. What no row matches of the system
+/// instruction space is left to [`Draw::SystemSpace`].
 fn undefined_word(rng: &mut Rng) -> u32 {
     loop {
         let row = rng.pick(rows());
         let mut word = rng.word();
         match rng.below(4) {
             0 => {}
-            1 if rng.one_in(2) => word = 0xd500_0000 | word & 0x3f_ffff,
             1 => word = word & !0x1e00_0000 | row.value & 0x1e00_0000,
             _ => {
                 word = word & !row.mask | row.value;
@@ -137,8 +162,11 @@ fn undefined_word(rng: &mut Rng) -> u32 {
                 }
             }
         }
-        let branches = find(word).is_some_and(|row| row.class == Class::Branch);
-        if !branches && !excluded(word) {
+        let drawn = match find(word) {
+            Some(row) => row.class != Class::Branch,
+            None => word & SYSTEM_SPACE.0 != SYSTEM_SPACE.1,
+        };
+        if drawn && !excluded(word) {
             return word;
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use squib_difftest::campaign::{self, Limits, Table};
+use squib_difftest::campaign::{self, Limits, Subject, Table};
 use squib_difftest::engine::Engine;
 use squib_difftest::generator::Draw;
 
@@ -28,7 +28,7 @@ fn the_engine_and_the_reference_agree() {
     let mut engine = Engine::new().expect("a virtual machine");
     let mut coverage = BTreeMap::new();
     let mut reports = String::new();
-    for kind in Draw::ALL {
+    for kind in Draw::ALL.into_iter().filter(|kind| !kind.only_undefined()) {
         let seconds = if matches!(kind, Draw::Simd | Draw::SimdFp | Draw::Mixed) { 8 } else { 4 };
         let summary = campaign::run(&mut engine, Path::new(QEMU), kind, seed, 0, limits(seconds))
             .expect("both sides answer; qemu-aarch64 comes with Debian's qemu-user");
@@ -43,11 +43,26 @@ fn the_engine_and_the_reference_agree() {
     assert!(missed.is_empty(), "seed {seed}: never executed: {missed:?}");
 }
 
+/// Compares which words are UNDEFINED: always the same ones. What is neither a row nor on one of the lists of words that
+/// cannot be compared is not known to be comparable; the command looks for such words with new seeds.
+fn compare_undefined(subject: &mut dyn Subject) {
+    const SEED: u64 = 1;
+    for kind in [Draw::SystemSpace, Draw::Undefined] {
+        let cases = kind.cases().unwrap_or(100_000);
+        let limits = Limits { time: Duration::MAX, cases, failures: 20, reports: 2 };
+        let summary = campaign::run(subject, Path::new(QEMU), kind, SEED, 0, limits).expect("both sides answer");
+        let reports: String = summary.failures.into_iter().map(|failure| failure.report).collect();
+        assert!(reports.is_empty(), "{reports}");
+        assert_eq!(summary.cases, cases);
+    }
+}
+
+#[test]
+fn the_same_words_are_undefined() {
+    compare_undefined(&mut Engine::new().expect("a virtual machine"));
+}
+
 #[test]
 fn the_table_of_encodings_is_the_references() {
-    let seed = seed();
-    let limits = Limits { cases: 100_000, ..limits(60) };
-    let summary = campaign::run(&mut Table, Path::new(QEMU), Draw::Undefined, seed, 0, limits).expect("qemu answers");
-    let reports: String = summary.failures.into_iter().map(|failure| failure.report).collect();
-    assert!(reports.is_empty(), "seed {seed}:\n{reports}");
+    compare_undefined(&mut Table);
 }

@@ -63,15 +63,16 @@ fn run(options: &Options) -> Result<bool, Error> {
     let mut different = 0;
     for kind in classes {
         let limits = Limits {
-            time: Duration::from_secs(options.seconds) / classes.len() as u32,
-            cases: if options.index.is_some() { 1 } else { u64::MAX },
+            // What is walked is walked to its end.
+            time: kind.cases().map_or(Duration::from_secs(options.seconds) / classes.len() as u32, |_| Duration::MAX),
+            cases: if options.index.is_some() { 1 } else { kind.cases().unwrap_or(u64::MAX) },
             failures: options.failures,
             reports: options.reports,
         };
         let mut second;
         let subject: &mut dyn Subject = match &mut engine {
             Some(engine) => engine,
-            None if *kind == Draw::Undefined => &mut Table,
+            None if kind.only_undefined() => &mut Table,
             None => {
                 second = Reference::start(&options.qemu, kind.cpu())?;
                 &mut second
