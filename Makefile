@@ -15,7 +15,7 @@ os := $(shell uname -s)
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos difftest bench
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos conformance-report difftest bench
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,12 @@ linked = --profile link --message-format json-render-diagnostics
 # $(call inspect,BUILD,VARIABLE): the tests of what that build has linked.
 inspect = $(2)=$(abspath $(target))/macos/$(1).json \
     $(CARGO) test --locked --workspace --features squib-tests/macho $(features) --test macho -- --nocapture $(1)
+
+conformance-report: check-host ## what is known about Hypervisor.framework, fact by fact, tried on this machine: target/conformance/report.md
+	@mkdir -p $(target)/conformance
+	@$(CARGO) test --locked -p squib-tests --test conformance --no-run --message-format json-render-diagnostics $(features) \
+	    >$(target)/conformance/build.json
+	@$(CARGO) run --locked -q -p squib-tests --bin conformance-report $(features) -- $(target)/conformance/build.json $(target)/conformance
 
 test-kernels: ## boot every known Debian kernel and the minimal one, and the long guest tests
 	guest-images/fetch.sh bookworm-cloud bookworm-generic trixie-cloud trixie-generic sid-cloud sid-generic

@@ -3,6 +3,8 @@
 //!
 //! Nothing is skipped: a missing program or guest is a failed test that says what to do.
 
+pub mod facts;
+
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{Read, Write};
@@ -37,12 +39,16 @@ pub fn program() -> PathBuf {
             panic!("{} is older than {source}: cargo build -p squib-cli", program.display());
         }
     }
-    #[cfg(target_os = "macos")]
-    {
-        let sign = Path::new(env!("CARGO_MANIFEST_DIR")).join("../squib-cli/macos/sign.sh");
-        assert!(Command::new(sign).arg(&program).status().is_ok_and(|status| status.success()), "signed");
-    }
+    sign(&program);
     program
+}
+
+/// On a Mac: gives a program the entitlement for the hypervisor.
+pub fn sign(program: &Path) {
+    if cfg!(target_os = "macos") {
+        let sign = Path::new(env!("CARGO_MANIFEST_DIR")).join("../squib-cli/macos/sign.sh");
+        assert!(Command::new(sign).arg(program).status().is_ok_and(|status| status.success()), "signed");
+    }
 }
 
 fn modified(path: &Path) -> Option<std::time::SystemTime> {

@@ -24,6 +24,7 @@ mod a5_interrupts;
 mod a6_registers;
 mod a7_restore;
 mod asm;
+mod facts;
 mod guest;
 mod iss;
 #[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]

@@ -1,0 +1,202 @@
+//! Runs every conformance test in a process of its own and lists each fact with what was found.
+//!
+//! ```text
+//! conformance-report BUILD_MESSAGES OUTPUT_DIRECTORY
+//! ```
+//!
+//! `BUILD_MESSAGES` are those of `cargo test --no-run --message-format json`, which say where the suite is. `make conformance-report` calls it. On Apple silicon the suite meets Hypervisor.framework: one run there says which facts the
+//! stand-in has wrong. Ends with 1 when a fact is refuted.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use squib_tests::facts::{self, Checked, FACTS};
+
+/// A test that takes longer hangs, as guests on a framework that behaves differently may.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How one test went.
+struct Run {
+    name: String,
+    passed: bool,
+    /// Why not.
+    reason: String,
+    /// What it found where the facts are open.
+    probes: Vec<String>,
+}
+
+/// What is said of one fact.
+struct Row {
+    label: String,
+    text: &'static str,
+    verdict: &'static str,
+    details: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [messages, directory] = arguments.as_slice() else {
+        eprintln!("usage: conformance-report BUILD_MESSAGES OUTPUT_DIRECTORY (make conformance-report does it)");
+        return ExitCode::from(2);
+    };
+    match suite(Path::new(messages)).and_then(|suite| report(&suite, Path::new(directory))) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("conformance-report: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The suite that cargo has built.
+fn suite(messages: &Path) -> Result<PathBuf, String> {
+    let text = std::fs::read_to_string(messages).map_err(|error| format!("{}: {error}", messages.display()))?;
+    let mut messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let built =
+        messages.find(|message| message["target"]["name"] == "conformance" && message["executable"].is_string());
+    let path = built.as_ref().and_then(|message| message["executable"].as_str());
+    path.map(PathBuf::from).ok_or_else(|| "cargo has built no conformance suite".to_owned())
+}
+
+/// Whether nothing was refuted.
+fn report(suite: &Path, directory: &Path) -> Result<bool, String> {
+    squib_tests::sign(suite);
+    let runs: Vec<Run> = tests(suite)?.into_iter().map(|name| run(suite, name)).collect::<Result<_, _>>()?;
+    let rows: Vec<Row> = FACTS.iter().map(|fact| row(fact, &runs)).collect();
+    for row in &rows {
+        println!("{:<7} {:<10} {}", row.label, row.verdict, row.text);
+        row.details.iter().for_each(|detail| println!("{:19}{detail}", ""));
+    }
+    let mut verdicts: BTreeMap<&str, usize> = BTreeMap::new();
+    rows.iter().for_each(|row| *verdicts.entry(row.verdict).or_default() += 1);
+    let unnamed: Vec<&Run> = runs.iter().filter(|run| facts::of_test(&run.name).is_empty()).collect();
+    let failed = unnamed.iter().filter(|run| !run.passed).count();
+    let summary: Vec<String> = verdicts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
+    let host = host();
+    println!("\n{host}\n{}; {} tests of no single fact, {failed} failed", summary.join(", "), unnamed.len());
+    unnamed.iter().filter(|run| !run.passed).for_each(|run| println!("failed: {}: {}", run.name, run.reason));
+    let write = |name: &str, text: String| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+        println!("written: {}", path.display());
+        Ok::<_, String>(())
+    };
+    write("report.json", format!("{:#}\n", as_json(&host, &rows, &runs)))?;
+    write("report.md", as_markdown(&host, &rows))?;
+    Ok(runs.iter().all(|run| run.passed))
+}
+
+/// The tests of the suite that can run on the framework.
+fn tests(suite: &Path) -> Result<Vec<String>, String> {
+    let list = Command::new(suite).arg("--list").output().map_err(|error| format!("{}: {error}", suite.display()))?;
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    let names: Vec<String> = names.filter(|name| !name.starts_with("switches::")).map(str::to_owned).collect();
+    if names.is_empty() { Err(format!("{} has no tests", suite.display())) } else { Ok(names) }
+}
+
+fn run(suite: &Path, name: String) -> Result<Run, String> {
+    let mut command = Command::new(suite);
+    command.args(["--exact", &name, "--nocapture", "--test-threads=1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("{}: {error}", suite.display()))?;
+    let mut output = child.stdout.take().expect("piped");
+    let mut errors = child.stderr.take().expect("piped");
+    let output = thread::spawn(move || text(&mut output));
+    let errors = thread::spawn(move || text(&mut errors));
+    let began = Instant::now();
+    let ended = loop {
+        match child.try_wait().map_err(|error| error.to_string())? {
+            Some(status) => break Some(status),
+            None if began.elapsed() > PATIENCE => {
+                // It may have ended this very moment.
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let (output, errors) = (output.join().unwrap_or_default(), errors.join().unwrap_or_default());
+    let probes = output.lines().filter_map(|line| Some(line.split_once("probe: ")?.1.to_owned())).collect();
+    let reason = match ended {
+        None => format!("did not end within {} s", PATIENCE.as_secs()),
+        Some(status) if !status.success() => {
+            let said = errors.lines().skip_while(|line| !line.contains("panicked at")).take(4);
+            let said: Vec<&str> = said.map(str::trim).filter(|line| !line.starts_with("note:")).collect();
+            if said.is_empty() { status.to_string() } else { said.join(" ") }
+        }
+        Some(_) => String::new(),
+    };
+    Ok(Run { name, passed: ended.is_some_and(|status| status.success()), reason, probes })
+}
+
+fn text(from: &mut impl Read) -> String {
+    let mut bytes = Vec::new();
+    // What was said before an error counts.
+    let _ = from.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn row(fact: &'static facts::Fact, runs: &[Run]) -> Row {
+    let (label, text) = (fact.label(), fact.text);
+    if let Checked::Elsewhere(place) = fact.checked {
+        return Row { label, text, verdict: "elsewhere", details: vec![place.to_owned()] };
+    }
+    let is_it = |run: &&Run| facts::of_test(&run.name).iter().any(|of| of.id == fact.id);
+    let of_it: Vec<&Run> = runs.iter().filter(is_it).collect();
+    let failures = of_it.iter().filter(|run| !run.passed).map(|run| format!("{}: {}", run.name, run.reason));
+    let failures: Vec<String> = failures.collect();
+    let probes: Vec<String> = of_it.iter().flat_map(|run| run.probes.clone()).collect();
+    let verdict = match (of_it.is_empty(), failures.is_empty(), probes.is_empty()) {
+        (true, ..) => "untested",
+        (_, false, _) => "refuted",
+        (.., false) => "probed",
+        _ => "confirmed",
+    };
+    Row { label, text, verdict, details: failures.into_iter().chain(probes).collect() }
+}
+
+/// What was tested, and on what.
+fn host() -> String {
+    let framework = cfg!(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim")));
+    let provider = if framework { "Hypervisor.framework" } else { "the software stand-in" };
+    let mut line = format!("{provider} on {} {}", std::env::consts::OS, std::env::consts::ARCH);
+    for (program, arguments) in [
+        ("sw_vers", &["-productVersion"][..]),
+        ("sw_vers", &["-buildVersion"]),
+        ("sysctl", &["-n", "machdep.cpu.brand_string"]),
+    ] {
+        // Apple's own; elsewhere the line ends here.
+        let said = Command::new(program).args(arguments).stderr(Stdio::null()).output();
+        if let Some(said) = said.ok().filter(|said| said.status.success()) {
+            let _ = write!(line, ", {}", String::from_utf8_lossy(&said.stdout).trim());
+        }
+    }
+    line
+}
+
+fn as_json(host: &str, rows: &[Row], runs: &[Run]) -> Value {
+    let rows = rows
+        .iter()
+        .map(|row| json!({ "fact": row.label, "text": row.text, "verdict": row.verdict, "details": row.details }));
+    let runs = runs
+        .iter()
+        .map(|run| json!({ "test": run.name, "passed": run.passed, "reason": run.reason, "probes": run.probes }));
+    json!({ "host": host, "facts": rows.collect::<Vec<_>>(), "tests": runs.collect::<Vec<_>>() })
+}
+
+fn as_markdown(host: &str, rows: &[Row]) -> String {
+    let mut text = format!("# Conformance report\n\n{host}\n\n| fact | verdict | text | found |\n|---|---|---|---|\n");
+    for row in rows {
+        let details = row.details.join("; ").replace('|', "\\|");
+        let _ = writeln!(text, "| {} | {} | {} | {details} |", row.label, row.verdict, row.text);
+    }
+    text
+}
