@@ -7,6 +7,7 @@ use squib_host::{Machine, RunOutcome, SaveTarget, StopReason, Watch, WatchId};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::options::{EndArgs, Then};
+use crate::pager::StreamBar;
 use crate::report::{End, Report};
 
 const SNAPSHOT: WatchId = WatchId(0);
@@ -39,12 +40,18 @@ pub struct Plan {
     exit_on: Option<String>,
     timeout: Option<Duration>,
     report: Report,
+    pager_stats: bool,
 }
 
 impl Plan {
     /// `snapshot` is taken on the way, if there is one.
     pub fn new(snapshot: Option<SnapshotPlan>, end: EndArgs) -> Self {
-        Plan { snapshot, exit_on: end.exit_on, timeout: end.timeout, report: Report::new(end.json) }
+        Plan { snapshot, exit_on: end.exit_on, timeout: end.timeout, report: Report::new(end.json), pager_stats: false }
+    }
+
+    /// Says at the end what the pager did, if the machine has one.
+    pub fn with_pager_stats(self, pager_stats: bool) -> Self {
+        Plan { pager_stats, ..self }
     }
 
     /// The texts to wait for.
@@ -61,12 +68,22 @@ impl Plan {
 
     /// Runs the machine to the end. `started` is when the command began: reports count from there.
     pub fn drive(mut self, mut machine: Machine, started: Instant) -> Result<Exit> {
-        let deadline = self.timeout.map(|timeout| (timeout, started + timeout));
         if let Some(SnapshotPlan { moment: Moment::Instructions(count), .. }) = &self.snapshot {
             machine.stop_after_instructions(*count)?;
         }
         machine.resume()?;
         self.report.running(started.elapsed());
+        let monitor = machine.pager();
+        let result = self.watch(machine, started);
+        if let (true, Some(monitor)) = (self.pager_stats, monitor) {
+            self.report.pager(&monitor.stats());
+        }
+        result
+    }
+
+    fn watch(&mut self, mut machine: Machine, started: Instant) -> Result<Exit> {
+        let deadline = self.timeout.map(|timeout| (timeout, started + timeout));
+        let bar = machine.pager().and_then(StreamBar::start);
         loop {
             let left = deadline.map(|(_, at)| at.saturating_duration_since(Instant::now()));
             let outcome = match machine.wait(left)? {
@@ -98,8 +115,9 @@ impl Plan {
                 }
                 RunOutcome::TimedOut => (End::TimedOut(self.timeout.unwrap_or_default()), Exit::TimedOut),
             };
+            drop(bar);
             self.report.end(end, machine.instructions().ok());
-            return match (self.snapshot, exit) {
+            return match (self.snapshot.take(), exit) {
                 (Some(missed), Exit::Done) => Err(missed.missed()),
                 _ => Ok(exit),
             };

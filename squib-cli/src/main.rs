@@ -13,6 +13,7 @@ mod exit;
 mod guest_cache;
 mod merge;
 mod options;
+mod pager;
 mod progress;
 mod recover;
 mod report;

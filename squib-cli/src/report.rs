@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanDuration};
 use serde_json::{Value, json};
+use squib_host::pager::PagerStats;
 use squib_host::{CrashReport, SaveTarget, SnapshotReport};
+
+use crate::pager;
 
 /// Standard output as the guest's console: every write is out when it returns, so that prompts and single keys show.
 #[derive(Debug)]
@@ -130,6 +133,14 @@ impl Report {
             End::Reset => self.say(|| "the guest asked for a reset: run it again to boot it again".into()),
             End::EscapeKey => self.say(|| "ended by Ctrl-A x".into()),
             _ => {}
+        }
+    }
+
+    /// What the pager did, where it was asked for.
+    pub fn pager(&self, stats: &PagerStats) {
+        match self {
+            Report::Json => eprintln!("{}", pager::event(stats)),
+            _ => eprint!("squib: pager\n{}", pager::table(stats)),
         }
     }
 

@@ -51,6 +51,9 @@ pub struct Args {
     /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file)
     #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around)]
     fault_around: u32,
+    /// Say at the end what the pager did, on standard error (--backend file)
+    #[arg(long)]
+    stats: bool,
     /// Use FILE in place of the snapshot's first disk; again for the second, and so on
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
@@ -76,7 +79,8 @@ pub struct Args {
 pub fn main(args: Args) -> Result<Exit> {
     let started = Instant::now();
     let files = (args.state_out, args.memory_out);
-    let plan = Plan::new(args.snapshot.plan(files, ("--state-out", "--memory-out"), args.clock)?, args.end);
+    let plan = Plan::new(args.snapshot.plan(files, ("--state-out", "--memory-out"), args.clock)?, args.end)
+        .with_pager_stats(args.stats);
     let machine = Machine::restore(RestoreConfig {
         state: args.state,
         memory: args.memory_file,

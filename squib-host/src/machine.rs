@@ -11,7 +11,7 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::memory::GuestRam;
-use crate::pager::PagerStats;
+use crate::pager::Monitor;
 use crate::restore;
 use crate::save;
 use crate::standin;
@@ -222,9 +222,9 @@ impl Machine {
         self.description.instructions_before + self.instructions().unwrap_or(0)
     }
 
-    /// What the pager has done so far, if the machine was restored with one.
-    pub fn pager_stats(&self) -> Option<PagerStats> {
-        self.shared().faults.pager().map(|pager| pager.stats())
+    /// A view of the pager, if the machine was restored with one.
+    pub fn pager(&self) -> Option<Monitor> {
+        self.shared().faults.pager().map(|pager| pager.monitor())
     }
 
     /// A handle that can stop the machine from another thread.

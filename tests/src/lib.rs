@@ -177,6 +177,12 @@ impl Squib {
         self.option("--snapshot-on", text).option("--state", &snapshot.state).option("--memory-file", &snapshot.memory)
     }
 
+    /// Sets a variable of the program's environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Squib {
+        self.command.env(name, value);
+        self
+    }
+
     /// The guest's time, in seconds; 120 if not said.
     pub fn timeout(mut self, seconds: u32) -> Squib {
         self.timeout = Some(seconds);

@@ -13,6 +13,7 @@
 //! back. A snapshot reads absent pages from the source and leaves them absent.
 
 mod file;
+mod monitor;
 mod prefetch;
 mod priority;
 mod resolver;
@@ -26,6 +27,7 @@ mod tests;
 mod wait;
 
 pub use file::FileSource;
+pub use monitor::Monitor;
 pub use source::{Origin, PageSource, SourceError};
 pub use stats::{Latency, PagerStats};
 

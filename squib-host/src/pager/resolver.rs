@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
+use super::monitor::Monitor;
 use super::source::{Origin, PageSource, SourceError};
 use super::state::{ABSENT, Claim, FILLED, FILLING, POISONED, PageStates};
-use super::stats::{Cause, Counters, PagerStats};
+use super::stats::{Cause, Counters};
 use crate::error::{Error, Result};
 use crate::hv::stage2::{MappedRam, Permission};
 use crate::memory::{GRANULE, GuestRam};
@@ -32,7 +33,7 @@ pub struct Pager {
     states: Arc<PageStates>,
     /// Gone once nothing is missing.
     source: RwLock<Option<Arc<dyn PageSource>>>,
-    counters: Counters,
+    counters: Arc<Counters>,
     /// Pages that one fault may open, if they cost nothing.
     fault_around: u64,
     /// Faults that are being answered: the prefetcher stands back.
@@ -83,7 +84,7 @@ impl Pager {
         let pager = Arc::new(Pager {
             states: Arc::clone(states),
             source: RwLock::new(Some(source)),
-            counters: Counters::new(),
+            counters: Arc::new(Counters::new()),
             fault_around: u64::from(fault_around.max(1)),
             demand: AtomicU32::new(0),
             damage: Mutex::new(None),
@@ -101,9 +102,15 @@ impl Pager {
         let _ = self.failed.set(Box::new(failed));
     }
 
+    /// A view that outlives the pager.
+    pub fn monitor(&self) -> Monitor {
+        Monitor::new(Arc::clone(&self.counters), Arc::clone(&self.states))
+    }
+
     /// What was done so far.
-    pub fn stats(&self) -> PagerStats {
-        self.counters.stats(self.states.count(), self.states.missing())
+    #[cfg(test)]
+    pub fn stats(&self) -> super::PagerStats {
+        self.monitor().stats()
     }
 
     /// Whether nothing is missing any more.

@@ -227,6 +227,11 @@ impl PagerStats {
             + self.faults_exception
     }
 
+    /// Pages whose bytes are here, within reach or not.
+    pub fn pages_here(&self) -> u64 {
+        self.pages_zero + self.pages_file + self.pages_server
+    }
+
     /// Pages whose bytes were fetched from somewhere, over pages that somebody needed: 1 is a perfect pager.
     pub fn fetched_over_demanded(&self) -> f64 {
         (self.pages_file + self.pages_server) as f64 / self.pages_demanded.max(1) as f64

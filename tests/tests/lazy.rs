@@ -1,0 +1,192 @@
+//! Lazy restores of real guests through the pager: nothing is lost, whatever is absent when; what cannot be had ends in an error
+//! and not in zeroes.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use serde_json::Value;
+use squib_tests::{Outcome, QUICK_BOOT, Snapshot, Squib, all_to, counted};
+
+const PAGE: u64 = 16 << 10;
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+/// A guest that counts to 16, frozen at 8.
+fn frozen(directory: &tempfile::TempDir, cpus: u32) -> (Snapshot, String) {
+    let snapshot = Snapshot::new(directory, "first");
+    let run = Squib::run("bookworm-cloud", "count 16 0.02").option("--cpus", cpus.to_string());
+    let console = run.snapshot_on("count 8", &snapshot).outcome().expect(0).console;
+    (snapshot, console)
+}
+
+fn lazily(snapshot: &Snapshot) -> Squib {
+    Squib::restore(snapshot).option("--backend", "file").arg("--stats").arg("--json")
+}
+
+/// Only what is needed, one page at a time.
+fn on_demand(snapshot: &Snapshot) -> Squib {
+    lazily(snapshot).arg("--no-stream").option("--fault-around", "1")
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("a number: {value}"))
+}
+
+#[track_caller]
+fn counts_on(before: &str, after: &Outcome) {
+    assert_eq!(counted(&(before.to_owned() + &after.console)), all_to(16), "{after:?}");
+}
+
+/// With everything streamed in behind the guest's back, and with what it needs and no more.
+#[track_caller]
+fn the_count_goes_on(snapshot: &Snapshot, before: &str) {
+    let after = lazily(snapshot).outcome().expect(0);
+    counts_on(before, &after);
+    let pager = after.event("pager");
+    assert_eq!(pager["pages"]["total"], (256 << 20) / PAGE);
+    assert!(number(&pager["faults"]["guest_fetch"]) > 0, "it began with nothing: {pager}");
+
+    let after = on_demand(snapshot).outcome().expect(0);
+    counts_on(before, &after);
+    let pager = after.event("pager");
+    let (total, missing) = (number(&pager["pages"]["total"]), number(&pager["pages"]["missing"]));
+    assert!(missing > total / 2, "most of RAM was never needed: {pager}");
+    let brought = number(&pager["origin"]["file"]) + number(&pager["origin"]["zero"]);
+    assert_eq!(brought, total - missing, "{pager}");
+    assert_eq!(number(&pager["demanded"]), brought, "nothing was brought that was not needed: {pager}");
+    assert!(number(&pager["faults"]["guest_walk"]) > 0, "the first walk met absent tables: {pager}");
+}
+
+#[test]
+fn the_count_goes_on_with_one_vcpu() {
+    let directory = directory();
+    let (snapshot, before) = frozen(&directory, 1);
+    the_count_goes_on(&snapshot, &before);
+}
+
+#[test]
+fn the_count_goes_on_with_four_vcpus() {
+    let directory = directory();
+    let (snapshot, before) = frozen(&directory, 4);
+    the_count_goes_on(&snapshot, &before);
+}
+
+/// With two vCPUs, and then whatever the stand-in does differently on request, where the framework's behaviour is not certain.
+#[test]
+fn the_count_goes_on_with_two_vcpus_and_every_switch() {
+    let directory = directory();
+    let (snapshot, before) = frozen(&directory, 2);
+    the_count_goes_on(&snapshot, &before);
+    for switch in ["fault-details=vague", "prot-none-map=error", "overlapping-map=error", "host-mprotect=on"] {
+        let restore = on_demand(&snapshot).environment("SQUIB_SIM", switch);
+        counts_on(&before, &restore.outcome().expect(0));
+    }
+}
+
+/// A disk's rings and buffers are absent when the disk is used, and no exception handler is needed: the accessor announces every touch.
+#[test]
+fn a_disk_works_over_absent_memory() {
+    let directory = directory();
+    let snapshot = Snapshot::new(&directory, "disk");
+    let disk = directory.path().join("disk.img");
+    fs::write(&disk, (0..1u64 << 20).flat_map(|n| (n * n).to_le_bytes()).collect::<Vec<_>>()).expect("a disk");
+    let work = "echo frozen; sleep 0.1; sha256sum /dev/vda; seq 20000 | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null";
+    let parameters = format!("{QUICK_BOOT} squib.modules");
+    let run = Squib::run_with("bookworm-cloud", &parameters, work).option("--disk", &disk);
+    run.snapshot_on("frozen", &snapshot).outcome().expect(0);
+    let sum = std::process::Command::new("sha256sum").arg(&disk).output().expect("sha256sum").stdout;
+    let sum = String::from_utf8_lossy(&sum[..64]).into_owned();
+    let after = on_demand(&snapshot).option("--disk", &disk).outcome().expect(0).expect_console(&sum);
+    let numbers: String = (1..=20000).map(|n| format!("{n}\n")).collect();
+    assert!(fs::read(&disk).expect("the disk").starts_with(numbers.as_bytes()), "what the guest wrote");
+    assert!(number(&after.event("pager")["faults"]["host"]) > 0, "the device met absent memory first: {after:?}");
+}
+
+/// The snapshot of a machine most of whose RAM is absent is a whole one. Saving over the very files the machine came from is as
+/// good, mapped or lazy.
+#[test]
+fn a_snapshot_of_a_partly_absent_machine_is_whole() {
+    let directory = directory();
+    let (first, before) = frozen(&directory, 2);
+    for (backend, over_itself) in [("file", false), ("file", true), ("map", true)] {
+        let from = Snapshot::new(&directory, &format!("from-{backend}-{over_itself}"));
+        fs::hard_link(&first.state, &from.state).expect("linked");
+        fs::hard_link(&first.memory, &from.memory).expect("linked");
+        let to = if over_itself { from.clone() } else { Snapshot::new(&directory, "to") };
+        let middle = Squib::restore(&from)
+            .option("--backend", backend)
+            .arg("--no-stream")
+            .option("--snapshot-on", "count 12")
+            .option("--state-out", &to.state)
+            .option("--memory-out", &to.memory)
+            .option("--then", "continue")
+            .outcome()
+            .expect(0);
+        counts_on(&before, &middle);
+        Squib::new("verify").without_timeout().arg(&to.state).arg(&to.memory).outcome().expect(0);
+        let after = Squib::restore(&to).option("--backend", "file").outcome().expect(0);
+        let (seen, _) = middle.console.split_once("count 12").expect("frozen there");
+        assert_eq!(counted(&(before.clone() + seen + "count 12" + &after.console)), all_to(16), "{after:?}");
+    }
+}
+
+/// Every page that is not zero is altered, but for those that the restore itself looks at first: the guest meets one at once.
+#[test]
+fn damaged_memory_is_an_error_that_names_it() {
+    let directory = directory();
+    let (snapshot, _) = frozen(&directory, 1);
+    let file = fs::File::options().read(true).write(true).open(&snapshot.memory).expect("the memory file");
+    let length = file.metadata().expect("its length").len();
+    let mut page = vec![0; PAGE as usize];
+    for at in (0..length).step_by(PAGE as usize) {
+        file.read_exact_at(&mut page, at).expect("read");
+        if page.iter().any(|&byte| byte != 0) {
+            file.write_all_at(&[page[100] ^ 1], at + 100).expect("altered");
+        }
+    }
+    for stream in [true, false] {
+        let restore = Squib::restore(&snapshot).option("--backend", "file");
+        let restore = if stream { restore } else { restore.arg("--no-stream") };
+        restore.outcome().expect_error(&["is damaged", "0x", "checksum"]);
+    }
+}
+
+/// Under the deterministic clock the guest's run is the same to the bit, however its memory arrives.
+#[test]
+fn how_memory_arrives_changes_nothing() {
+    let directory = directory();
+    let image = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/bare/replay.img");
+    let middle = Snapshot::new(&directory, "middle");
+    let run = Squib::new("run").option("--kernel", image).option("--memory", "32").option("--clock", "deterministic");
+    run.arg("--json")
+        .option("--snapshot-after-instructions", "200000")
+        .option("--state", &middle.state)
+        .option("--memory-file", &middle.memory)
+        .outcome()
+        .expect(0);
+    let rest = |options: &[&str]| {
+        let end = Snapshot::new(&directory, "end");
+        let mut restore = Squib::restore(&middle).option("--clock", "deterministic").arg("--json");
+        for option in options {
+            restore = restore.arg(option);
+        }
+        let outcome = restore
+            .option("--snapshot-after-instructions", "300000")
+            .option("--state-out", &end.state)
+            .option("--memory-out", &end.memory)
+            .option("--then", "continue")
+            .outcome()
+            .expect(0);
+        let state = squib_snapshot::load(&end.state).expect("the state").state;
+        let instructions = outcome.event("end")["instructions"].clone();
+        (outcome.console, instructions, state, fs::read(&end.memory).expect("the memory"))
+    };
+    let copied = rest(&["--backend", "copy"]);
+    for options in [&["--backend", "file"][..], &["--backend", "file", "--no-stream", "--fault-around", "1"]] {
+        let lazy = rest(options);
+        assert_eq!((&lazy.0, &lazy.1, &lazy.2), (&copied.0, &copied.1, &copied.2), "{options:?}");
+        assert!(lazy.3 == copied.3, "RAM differs: {options:?}");
+    }
+}
