@@ -5,6 +5,7 @@
 //! | `boot` | a guest with its console on the terminal |
 //! | `freeze` | a snapshot the moment the guest prints a text |
 //! | `resume` | the same guest going on in another process |
+//! | `lazy_restore` | the same at once: its memory follows, page by page |
 //! | `inspect` | what a snapshot holds, read without any hypervisor |
 //!
 //! ```text

@@ -3,12 +3,14 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use squib_host::pager::{Origin, PageSource, SourceError};
 use squib_host::{
-    ClockMode, ConsoleConfig, DiskConfig, Error, Machine, MachineConfig, RestoreBackend, RestoreConfig, RunOutcome,
-    SaveTarget, StopReason, Watch, WatchId,
+    ClockMode, ConsoleConfig, DiskConfig, Error, Machine, MachineConfig, PagerConfig, RestoreBackend, RestoreConfig,
+    RunOutcome, SaveTarget, StopReason, Watch, WatchId,
 };
 
 /// One virtual machine per process: the tests of this file take turns.
@@ -157,4 +159,76 @@ fn what_cannot_be_built_is_refused_before_anything_exists() {
     assert!(refused(two).contains("one vCPU"));
     let missing = Machine::restore(RestoreConfig::new("/nowhere.state", "/nowhere.mem")).unwrap_err();
     assert!(matches!(missing, Error::Snapshot(_)), "{missing}");
+}
+
+/// A memory file as a source that can be away.
+#[derive(Debug)]
+struct Remote {
+    bytes: Vec<u8>,
+    away: AtomicBool,
+}
+
+impl PageSource for Remote {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(SourceError::Unavailable("nobody answers".into()));
+        }
+        buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
+        Ok(Origin::Server)
+    }
+}
+
+/// A machine whose source goes away stops with an error and goes on where it stood when the source is back: nothing is lost, not
+/// an instruction.
+#[test]
+fn a_source_that_is_away_stops_the_machine_and_nothing_is_lost() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let target = SaveTarget { state: directory.path().join("vm.state"), memory: directory.path().join("vm.mem") };
+    let mut machine = Machine::boot(replay(ClockMode::Deterministic, ConsoleConfig::default())).unwrap();
+    machine.stop_after_instructions(200_000).unwrap();
+    assert!(matches!(run(&mut machine), RunOutcome::Stopped(StopReason::InstructionLimit)));
+    machine.snapshot(&target).unwrap();
+    drop(machine);
+    let finish = |backend: RestoreBackend, source: Option<&Remote>| {
+        let output = Output::default();
+        let mut config = RestoreConfig::new(&target.state, &target.memory);
+        config.backend = backend;
+        config.clock = ClockMode::Deterministic;
+        config.console = output.console(None);
+        config.pager = PagerConfig { stream: false, fault_around: 1, ..Default::default() };
+        let mut machine = Machine::restore(config).unwrap();
+        let mut stops = 0;
+        loop {
+            // Away every time the machine begins to run, for as long as it takes to notice.
+            if let Some(source) = source.filter(|_| stops < 20) {
+                source.away.store(stops % 2 == 0, Ordering::Relaxed);
+                machine.stop_after_instructions(1000).unwrap();
+            }
+            match machine.run(Some(Duration::from_secs(120))) {
+                Ok(RunOutcome::PowerOff) => break,
+                Ok(RunOutcome::Stopped(StopReason::InstructionLimit)) => {}
+                Err(Error::PageUnavailable { reason, .. }) => assert!(reason.contains("nobody answers")),
+                other => panic!("{other:?}"),
+            }
+            stops += 1;
+        }
+        (output.text(), machine.instructions().unwrap(), stops)
+    };
+    let (text, instructions, _) = finish(RestoreBackend::Copy, None);
+    let remote = Arc::new(Remote { bytes: std::fs::read(&target.memory).unwrap(), away: AtomicBool::new(true) });
+    let lazy = finish(RestoreBackend::Source(Arc::clone(&remote) as Arc<dyn PageSource>), Some(&remote));
+    assert_eq!((lazy.0, lazy.1), (text, instructions));
+    assert!(lazy.2 >= 20);
+    let short = Arc::new(Remote { bytes: vec![0; 1 << 20], away: AtomicBool::new(false) });
+    let config = RestoreConfig {
+        backend: RestoreBackend::Source(short),
+        ..RestoreConfig::new(&target.state, "/no/memory/file/is/opened")
+    };
+    let error = Machine::restore(config).unwrap_err().to_string();
+    assert!(error.contains("1048576 bytes"), "{error}");
 }
