@@ -1,15 +1,7 @@
-//! The Mach calls a host makes beside the framework's, for systems that are not Mach.
-//!
-//! Time first: `vtimer_offset` is defined against `mach_absolute_time`, so whoever computes one needs the very clock the
-//! stand-in's guests run on.
+//! Mach time: the clock guests' counters are offset from.
 
+use super::types::{KERN_SUCCESS, kern_return_t};
 use crate::clock::{Clock, MACH_FREQUENCY};
-
-/// Result of a Mach call.
-pub type KernReturn = i32;
-
-/// Success.
-pub const KERN_SUCCESS: KernReturn = 0;
 
 /// The ratio of [`mach_absolute_time`] ticks to nanoseconds, as `mach_timebase_info_data_t`.
 #[repr(C)]
@@ -27,7 +19,7 @@ pub fn mach_absolute_time() -> u64 {
 }
 
 /// Fills in the tick-to-nanosecond ratio: 125/3, as on Apple silicon.
-pub fn mach_timebase_info(info: &mut MachTimebaseInfo) -> KernReturn {
+pub fn mach_timebase_info(info: &mut MachTimebaseInfo) -> kern_return_t {
     const GCD: u64 = 8_000_000;
     *info = MachTimebaseInfo { numer: (1_000_000_000 / GCD) as u32, denom: (MACH_FREQUENCY / GCD) as u32 };
     KERN_SUCCESS
