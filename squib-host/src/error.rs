@@ -35,6 +35,14 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The Mach kernel refused a call.
+    #[error("the Mach kernel refused to {action}: error {code:#x} (see mach/kern_return.h and mach/message.h)")]
+    Mach {
+        /// What was attempted, as the rest of the sentence "refused to ...".
+        action: &'static str,
+        /// The kernel's code, a `kern_return_t`.
+        code: i32,
+    },
     /// The machine as configured cannot be built.
     #[error("{0}")]
     Config(String),

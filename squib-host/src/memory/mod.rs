@@ -14,7 +14,7 @@
 
 mod bytes;
 mod dirty;
-mod object;
+pub(crate) mod object;
 
 use std::fs::File;
 use std::io;

@@ -13,6 +13,7 @@
 //! back. A snapshot reads absent pages from the source and leaves them absent.
 
 mod file;
+mod mach;
 mod monitor;
 mod prefetch;
 mod priority;
@@ -27,6 +28,7 @@ mod tests;
 mod wait;
 
 pub use file::FileSource;
+pub use mach::{FaultHandler, MachPager, Registration, Verdict};
 pub use monitor::Monitor;
 pub use source::{Origin, PageSource, SourceError};
 pub use stats::{Latency, PagerStats};

@@ -104,6 +104,7 @@ constants! {
         KERN_NO_SPACE = 3;
         KERN_INVALID_ARGUMENT = 4;
         KERN_FAILURE = 5;
+        KERN_RESOURCE_SHORTAGE = 6;
         KERN_MEMORY_ERROR = 10;
         KERN_INVALID_NAME = 15;
         KERN_INVALID_TASK = 16;
@@ -129,6 +130,7 @@ constants! {
         MACH_RCV_TIMED_OUT = 0x1000_4003;
         MACH_RCV_TOO_LARGE = 0x1000_4004;
         MACH_RCV_PORT_CHANGED = 0x1000_4006;
+        MACH_RCV_PORT_DIED = 0x1000_4009;
     }
     mach_port_t {
         MACH_PORT_NULL = 0;
