@@ -59,6 +59,9 @@ struct Lazy {
     pager: OnceLock<Weak<Pager>>,
     /// How often code of ours could not be given what it asked for.
     failures: AtomicU64,
+    /// There are no mappings left to split the guest view.
+    #[cfg(test)]
+    scarce: std::sync::atomic::AtomicBool,
 }
 
 impl GuestRam {
@@ -69,8 +72,13 @@ impl GuestRam {
 
     /// RAM of `size` bytes at IPA `base`, all of it absent until a pager that is made for it brings it.
     pub fn absent(base: u64, size: u64, track_dirty_pages: bool) -> Result<Arc<GuestRam>> {
-        let lazy =
-            Lazy { states: Arc::new(PageStates::absent(size)), pager: OnceLock::new(), failures: AtomicU64::new(0) };
+        let lazy = Lazy {
+            states: Arc::new(PageStates::absent(size)),
+            pager: OnceLock::new(),
+            failures: AtomicU64::new(0),
+            #[cfg(test)]
+            scarce: Default::default(),
+        };
         GuestRam::anonymous(base, size, track_dirty_pages, Some(lazy))
     }
 
@@ -142,7 +150,19 @@ impl GuestRam {
 
     /// Makes a range of the guest view accessible to this process. Its bytes must be complete. For the pager.
     pub fn open(&self, offset: u64, len: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if self.lazy.as_ref().is_some_and(|lazy| lazy.scarce.load(Ordering::Relaxed)) && len < 2 << 20 {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
         self.guest.open(offset as usize, len as usize)
+    }
+
+    /// From now on the guest view cannot be split any more.
+    #[cfg(test)]
+    pub fn make_mappings_scarce(&self) {
+        if let Some(lazy) = &self.lazy {
+            lazy.scarce.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether no page of a range was ever filled or touched. `false` where the system does not tell.

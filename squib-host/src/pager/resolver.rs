@@ -18,11 +18,14 @@ use std::time::Instant;
 
 use super::monitor::Monitor;
 use super::source::{Origin, PageSource, SourceError};
-use super::state::{ABSENT, Claim, FILLED, FILLING, POISONED, PageStates};
+use super::state::{ABSENT, Claim, FILLED, POISONED, PageStates};
 use super::stats::{Cause, Counters};
 use crate::error::{Error, Result};
 use crate::hv::stage2::{MappedRam, Permission};
 use crate::memory::{GRANULE, GuestRam};
+
+/// Pages of a block: 2 MiB.
+const BLOCK: u64 = 128;
 
 /// Told of an error that must stop the machine.
 type Failed = Box<dyn Fn(Error) + Send + Sync>;
@@ -41,6 +44,8 @@ pub struct Pager {
     /// Why the first page was lost.
     damage: Mutex<Option<String>>,
     failed: OnceLock<Failed>,
+    /// Held by who opens a whole block.
+    block: Mutex<()>,
     /// Held by the prefetcher while it changes anything.
     gate: Mutex<()>,
 }
@@ -89,6 +94,7 @@ impl Pager {
             demand: AtomicU32::new(0),
             damage: Mutex::new(None),
             failed: OnceLock::new(),
+            block: Mutex::new(()),
             gate: Mutex::new(()),
             mapped: Arc::clone(&mapped),
         });
@@ -219,10 +225,72 @@ impl Pager {
         let window = window..(window + self.fault_around).min(self.states.count());
         let start = (window.start..page).rev().take_while(|&before| self.take_cheap(before)).last().unwrap_or(page);
         let end = (page + 1..window.end).take_while(|&after| self.take_cheap(after)).last().unwrap_or(page) + 1;
-        self.open(start..end)?;
+        let around = match self.open(start..end) {
+            Err(Error::System { source, .. }) if source.raw_os_error() == Some(libc::ENOMEM) => {
+                self.open_block(page)?
+            }
+            result => result.map(|()| end - start - 1)?,
+        };
         self.counters.demanded(claim == Claim::Open);
-        self.counters.around(end - start - 1);
+        self.counters.around(around);
         Ok(())
+    }
+
+    /// Puts a whole block within reach, bringing what is absent of it, and tells how many pages besides `page` that were. Linux
+    /// has a limit on mappings, and every lone page that is opened costs two; a block that is open throughout costs none.
+    fn open_block(&self, page: u64) -> Result<u64> {
+        // One at a time: it waits for pages while it owns others, which nobody else does.
+        let _one = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = page - page % BLOCK;
+        let pages = start..(start + BLOCK).min(self.states.count());
+        let mut owned = [false; BLOCK as usize];
+        let mut result = Ok(());
+        for page in pages.clone() {
+            match self.own(page) {
+                Ok(ours) => owned[(page - start) as usize] = ours,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        let (offset, end) = (start * GRANULE, (pages.end * GRANULE).min(self.ram().size()));
+        let opened = result.and_then(|()| {
+            let opened = self.ram().open(offset, end - offset);
+            opened.map_err(|source| Error::System { action: "open a block of guest RAM".into(), source })
+        });
+        self.finish_block(start, &owned, opened)
+    }
+
+    /// Gives the pages of a block that are ours their new state, whether or not the block could be opened.
+    fn finish_block(&self, start: u64, owned: &[bool], mut result: Result<()>) -> Result<u64> {
+        let (mut at, mut count) = (start, 0);
+        for run in owned.chunk_by(|a, b| a == b) {
+            let pages = at..at + run.len() as u64;
+            at = pages.end;
+            match &result {
+                _ if !run[0] => {}
+                Ok(()) => {
+                    count += run.len() as u64;
+                    result = self.publish(pages);
+                }
+                Err(_) => pages.for_each(|page| self.states.release(page, FILLED)),
+            }
+        }
+        result.map(|()| count.saturating_sub(1))
+    }
+
+    /// Makes a page ours and filled. `false` if it is present.
+    fn own(&self, page: u64) -> Result<bool> {
+        loop {
+            match self.states.claim(page) {
+                Claim::Fill => return self.fill(page).map(|()| true).map_err(|error| self.give_up(page, error)),
+                Claim::Open => return Ok(true),
+                Claim::Busy => self.states.wait(page),
+                Claim::Present => return Ok(false),
+                Claim::Poisoned => return Err(self.lost(page)),
+            }
+        }
     }
 
     /// Takes a page whose bytes are here, or are known to be zero, if nobody else has it.
@@ -280,9 +348,18 @@ impl Pager {
     pub(super) fn open(&self, pages: Range<u64>) -> Result<()> {
         let offset = pages.start * GRANULE;
         let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
-        let opened = self.ram().open(offset, len);
-        let opened = opened.map_err(|source| Error::System { action: "open pages of guest RAM".into(), source });
-        let result = opened.and_then(|()| self.mapped.map(offset, len, Permission::ReadWriteExec));
+        if let Err(source) = self.ram().open(offset, len) {
+            pages.for_each(|page| self.states.release(page, FILLED));
+            return Err(Error::System { action: "open pages of guest RAM".into(), source });
+        }
+        self.publish(pages)
+    }
+
+    /// Maps pages that are ours and open at stage 2, and makes them present.
+    fn publish(&self, pages: Range<u64>) -> Result<()> {
+        let offset = pages.start * GRANULE;
+        let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
+        let result = self.mapped.map(offset, len, Permission::ReadWriteExec);
         let mut last = false;
         for page in pages {
             match result {
@@ -301,79 +378,5 @@ impl Pager {
         let source = self.source.write().unwrap_or_else(PoisonError::into_inner).take();
         tracing::debug!(pages = self.states.count(), "all of guest RAM is present");
         drop(source);
-    }
-
-    // --- the snapshot writer's side ---
-
-    /// The end, at most `limit`, of the stretch from `page` on in which bytes are here, or are not, like those of `page`.
-    fn here(&self, page: u64, limit: u64) -> (bool, u64) {
-        let here = |page| {
-            if self.states.get(page) == FILLING {
-                self.states.wait(page);
-            }
-            !matches!(self.states.get(page), ABSENT | POISONED)
-        };
-        let first = here(page);
-        let end = (page + 1..limit).find(|&next| here(next) != first);
-        (first, end.unwrap_or(limit))
-    }
-
-    /// Splits a range of bytes into stretches that are here and stretches that only the source has, and hands over each: offset,
-    /// length, whether it is here.
-    fn stretches<E>(
-        &self,
-        offset: u64,
-        len: u64,
-        mut each: impl FnMut(u64, u64, bool) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let (mut at, stop) = (offset, offset + len);
-        let limit = stop.div_ceil(GRANULE);
-        while at < stop {
-            let (here, end) = self.here(at / GRANULE, limit);
-            let end = (end * GRANULE).min(stop);
-            each(at, end - at, here)?;
-            at = end;
-        }
-        Ok(())
-    }
-
-    /// Reads RAM as the guest would see it, without bringing anything in.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let inside = offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.ram().size());
-        if !inside {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "read past the end of RAM"));
-        }
-        self.stretches(offset, buf.len() as u64, |at, len, here| {
-            let part = &mut buf[(at - offset) as usize..][..len as usize];
-            if here { self.ram().read_fill(at, part) } else { self.read_source(at, part) }
-        })
-    }
-
-    /// Sources are read in whole pages.
-    fn read_source(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let Some(source) = self.source() else { return Err(io::Error::other("the source of absent pages is closed")) };
-        let failed = |e: SourceError| io::Error::other(format!("guest memory that was never touched: {e}"));
-        let start = offset - offset % GRANULE;
-        let end = (offset + buf.len() as u64).next_multiple_of(GRANULE).min(self.ram().size());
-        if start == offset && end == offset + buf.len() as u64 {
-            return source.read(offset, buf).map(drop).map_err(failed);
-        }
-        let mut whole = vec![0; (end - start) as usize];
-        source.read(start, &mut whole).map_err(failed)?;
-        buf.copy_from_slice(&whole[(offset - start) as usize..][..buf.len()]);
-        Ok(())
-    }
-
-    /// Whether a range is known to be zero, without I/O.
-    pub fn is_known_zero(&self, offset: u64, len: u64) -> bool {
-        let source = self.source();
-        let zero = |at, len, here| {
-            let known = match here {
-                true => self.ram().is_hole(at, len),
-                false => source.as_ref().is_some_and(|source| source.known_zero(at, len) == len),
-            };
-            if known { Ok(()) } else { Err(()) }
-        };
-        self.stretches(offset, len, zero).is_ok()
     }
 }

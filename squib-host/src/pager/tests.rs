@@ -211,3 +211,27 @@ fn streaming_ends_with_an_ordinary_ram() {
     lazy.ram.read_at(0, &mut bytes).unwrap();
     assert!(bytes == lazy.source.bytes());
 }
+
+/// Where the system has no mapping left to split the guest view once more, whole blocks are opened.
+#[test]
+fn scarce_mappings_cost_blocks_and_nothing_else() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let memory = lazy.ram.guest_memory().unwrap();
+    page_of(&memory, 1);
+    lazy.ram.make_mappings_scarce();
+    lazy.source.damaged.lock().unwrap().insert(200);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (lazy, memory) = (&lazy, &memory);
+            scope.spawn(move || {
+                for page in [77, 0, 300 + thread, 127, 511 - thread] {
+                    assert_eq!(page_of(memory, page), expected(&lazy.source, page));
+                }
+            });
+        }
+    });
+    assert_eq!(lazy.pager.stats().pages_missing, 128, "all but the block that is damaged, which nobody needed");
+    assert!(memory.read_obj::<u8>(GuestAddress(BASE + 200 * GRANULE)).is_err());
+    assert!(memory.read_obj::<u8>(GuestAddress(BASE + 199 * GRANULE)).is_err(), "its block cannot be opened");
+    assert_eq!(lazy.source.reads().0, 1);
+}
