@@ -17,6 +17,7 @@ mod mach;
 mod monitor;
 mod prefetch;
 mod priority;
+mod read;
 mod resolver;
 mod source;
 mod state;

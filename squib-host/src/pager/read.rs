@@ -12,10 +12,10 @@ impl Pager {
     /// The end, at most `limit`, of the stretch from `page` on in which bytes are here, or are not, like those of `page`.
     fn here(&self, page: u64, limit: u64) -> (bool, u64) {
         let here = |page| {
-            if self.states.get(page) == FILLING {
-                self.states.wait(page);
+            if self.states().get(page) == FILLING {
+                self.states().wait(page);
             }
-            !matches!(self.states.get(page), ABSENT | POISONED)
+            !matches!(self.states().get(page), ABSENT | POISONED)
         };
         let first = here(page);
         let end = (page + 1..limit).find(|&next| here(next) != first);
