@@ -115,8 +115,8 @@ pub struct Cpu {
     pub(crate) slice_end: u64,
     /// Instructions retired when the shared view was last brought up to date.
     pub(crate) published: u64,
-    /// A maintenance broadcast has been posted and not been waited for.
-    pub(crate) broadcast_pending: bool,
+    /// What the next DSB waits for.
+    pub(crate) awaited: Vec<super::shared::Awaited>,
     /// Debug exceptions go to the host (`hv_vcpu_set_trap_debug_exceptions`).
     pub trap_debug_exceptions: bool,
     /// Debug register accesses go to the host (`hv_vcpu_set_trap_debug_reg_accesses`).
@@ -129,6 +129,10 @@ pub struct Cpu {
     pub(crate) exact: bool,
     /// What the last software step did.
     pub(crate) stepped: super::debug::Stepped,
+    /// Instructions retired when the guest last said that it spins.
+    pub(crate) last_spin: u64,
+    /// How often it has said so in a row.
+    pub(crate) spins: u32,
     /// PC is on a WFI that has not been left yet.
     pub(crate) waiting: bool,
     /// An access has met memory on which it hangs, and an exit request has ended that.
@@ -157,7 +161,7 @@ fn pa_range(ipa_bits: u32) -> (u64, u32) {
 impl Cpu {
     /// A vCPU in reset state: EL1h, everything masked, MMU off.
     pub fn new(machine: Arc<Machine>, shared: Arc<VcpuShared>) -> Box<Cpu> {
-        let mut mmu = Mmu::new();
+        let mut mmu = Mmu::new(shared.spaces.clone());
         let (tlb, fetch) = mmu.reset_tables();
         let counters = control::counters(shared.index);
         counters.instructions.store(0, Ordering::SeqCst);
@@ -200,13 +204,15 @@ impl Cpu {
             exit: Exit::Canceled,
             slice_end: 0,
             published: 0,
-            broadcast_pending: false,
+            awaited: Vec::new(),
             trap_debug_exceptions: false,
             trap_debug_reg_accesses: false,
             slow_mode: false,
             single: false,
             exact: false,
             stepped: Default::default(),
+            last_spin: 0,
+            spins: 0,
             waiting: false,
             hung: false,
             pa_bits,

@@ -12,7 +12,7 @@ use super::cpu::{Cpu, Privilege};
 use super::mmu::PAGE_MASK;
 use super::mmu::walk::Kind;
 use super::op::Next;
-use super::shared::{Request, VcpuShared, pending, wait_for};
+use super::shared::{Request, VcpuShared, announce, pending, wait_for};
 use super::syndrome::{ec, fsc, iss};
 use super::timer::VTIMER_INTID;
 use crate::machine::Machine;
@@ -229,37 +229,21 @@ impl Cpu {
         }
     }
 
-    /// `request` here, and posted to all other vCPUs; DSB waits for them.
-    pub(crate) fn broadcast(&mut self, request: Request) {
+    /// `request` here, and posted to the other vCPUs it may concern; DSB waits for them. With an ASID the request is about its
+    /// translations in the lower half alone.
+    pub(crate) fn broadcast(&mut self, request: Request, asid: Option<u16>) {
         self.carry_out(request);
-        let own = self.shared.index;
-        self.machine.for_each_vcpu(|vcpu| {
-            if vcpu.index != own {
-                vcpu.post(request);
-            }
-        });
-        self.broadcast_pending = true;
+        announce(&self.machine.vcpus(), request, asid, self.shared.index, &mut self.awaited);
     }
 
     /// Waits until no vCPU works on anything a broadcast of ours has made stale, serving our own mailbox meanwhile.
     pub(crate) fn wait_for_broadcasts(&mut self) {
-        if !std::mem::take(&mut self.broadcast_pending) {
-            return;
-        }
-        let mut waiting = Vec::new();
-        let own = self.shared.index;
-        self.machine.for_each_vcpu(|vcpu| {
-            if vcpu.index != own {
-                waiting.push((vcpu.index, vcpu.last_ticket()));
-            }
-        });
-        for (index, ticket) in waiting {
-            let Some(vcpu) = self.machine.vcpu(index) else { continue };
+        for awaited in std::mem::take(&mut self.awaited) {
             wait_for(|| {
                 if self.shared.pending.load(Relaxed) & pending::REQUEST != 0 {
                     self.serve_requests();
                 }
-                vcpu.is_settled(ticket)
+                awaited.is_settled()
             });
         }
     }

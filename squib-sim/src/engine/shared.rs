@@ -5,9 +5,11 @@
 //! once [`broadcast`] has waited, no vCPU executes on anything the request has made stale; two vCPUs that wait for each
 //! other both get on, because each serves its own mailbox meanwhile.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use super::mmu::spaces::Spaces;
 
 /// Bits of [`VcpuShared::pending`].
 pub mod pending {
@@ -71,6 +73,8 @@ pub struct VcpuShared {
     /// Out of run with an exception for the host.
     away: AtomicBool,
     mailbox: Mutex<Mailbox>,
+    /// The address spaces its TLBs may hold.
+    pub(crate) spaces: Arc<Spaces>,
     posted: AtomicU64,
     done: AtomicU64,
     parked: AtomicBool,
@@ -91,6 +95,7 @@ impl VcpuShared {
             running: AtomicBool::new(false),
             away: AtomicBool::new(false),
             mailbox: Mutex::default(),
+            spaces: Spaces::new(),
             posted: AtomicU64::new(0),
             done: AtomicU64::new(0),
             parked: AtomicBool::new(false),
@@ -197,10 +202,48 @@ impl VcpuShared {
     pub fn is_settled(&self, ticket: u64) -> bool {
         self.done.load(SeqCst) >= ticket || !self.running.load(SeqCst)
     }
+}
 
-    /// The newest ticket given out.
-    pub(crate) fn last_ticket(&self) -> u64 {
-        self.posted.load(SeqCst)
+/// A request to another vCPU that DSB must see settled.
+pub(crate) struct Awaited {
+    vcpu: Arc<VcpuShared>,
+    ticket: u64,
+    /// The request is about this ASID alone.
+    asid: Option<u16>,
+}
+
+impl Awaited {
+    /// The request can no longer be violated.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.vcpu.is_settled(self.ticket) || self.asid.is_some_and(|asid| !self.vcpu.spaces.uses(asid))
+    }
+}
+
+/// Posts `request` to all of `vcpus` but `except` (an index), and notes in `awaited` whom DSB must wait for. With an ASID the
+/// request is about its translations in the lower half alone: see [`super::mmu::spaces`].
+pub(crate) fn announce(
+    vcpus: &[Arc<VcpuShared>],
+    request: Request,
+    asid: Option<u16>,
+    except: usize,
+    awaited: &mut Vec<Awaited>,
+) {
+    fence(SeqCst);
+    for vcpu in vcpus.iter().filter(|vcpu| vcpu.index != except) {
+        if asid.is_some_and(|asid| !vcpu.spaces.may_hold(asid)) {
+            continue;
+        }
+        let ticket = vcpu.post(request);
+        if asid.is_some_and(|asid| !vcpu.spaces.uses(asid)) {
+            continue;
+        }
+        match awaited.iter_mut().find(|awaited| awaited.vcpu.index == vcpu.index) {
+            Some(awaited) => {
+                awaited.ticket = ticket;
+                awaited.asid = awaited.asid.filter(|known| Some(*known) == asid);
+            }
+            None => awaited.push(Awaited { vcpu: vcpu.clone(), ticket, asid }),
+        }
     }
 }
 

@@ -21,10 +21,14 @@ impl Mmu {
 
     /// Forgets an address space (and EL1's local entries, whose ASID is not recorded).
     pub(crate) fn flush_asid(&mut self, asid: u16) {
-        for bank in &mut self.banks {
+        for (index, bank) in self.banks.iter_mut().enumerate() {
             if bank.space.is_some_and(|(_, of)| of == u64::from(asid)) {
                 bank.data.flush();
                 bank.fetch.flush();
+                if bank.space != Some(self.space) {
+                    bank.space = None;
+                    self.spaces.set_bank(index, None);
+                }
             }
         }
         self.flush_local_el1();

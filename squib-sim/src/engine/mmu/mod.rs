@@ -7,11 +7,17 @@
 //! time.
 
 pub mod maintenance;
+pub mod spaces;
 pub mod walk;
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use self::spaces::Spaces;
 use super::block::CodePage;
 use super::cpu::{Cpu, Privilege};
 use super::pstate::sctlr;
+use super::shared::pending;
 
 /// Entries of a data TLB.
 const ENTRIES: usize = 1024;
@@ -176,14 +182,16 @@ pub struct Mmu {
     seen: Box<[u64; 1024]>,
     controls: Controls,
     space: Space,
+    /// What other vCPUs know of this.
+    spaces: Arc<Spaces>,
     clock: u64,
     /// Every access takes the slow path: SCTLR_EL1.A, watchpoints.
     pub(crate) force_slow: bool,
 }
 
 impl Mmu {
-    /// Empty TLBs.
-    pub fn new() -> Box<Mmu> {
+    /// Empty TLBs; `spaces` tells the other vCPUs of them.
+    pub fn new(spaces: Arc<Spaces>) -> Box<Mmu> {
         let bank = |index| Bank { data: Tlb::new(), fetch: FetchTlb::new(index), space: None, last_use: 0 };
         Box::new(Mmu {
             banks: [bank(0), bank(1), bank(2), bank(3)],
@@ -193,6 +201,7 @@ impl Mmu {
             seen: Box::new([0; 1024]),
             controls: Controls::default(),
             space: (0, 0),
+            spaces,
             clock: 0,
             force_slow: false,
         })
@@ -216,6 +225,7 @@ impl Mmu {
             bank.data.flush();
             bank.fetch.flush();
             bank.space = Some(self.space);
+            self.spaces.set_bank(oldest, Some(self.space.1));
             oldest
         });
         self.clock += 1;
@@ -290,6 +300,10 @@ impl Cpu {
         } else {
             self.update_force_slow();
             self.mmu.flush_all();
+        }
+        self.mmu.spaces.enter(asid);
+        if self.shared.pending.load(SeqCst) & pending::REQUEST != 0 {
+            self.serve_requests();
         }
     }
 

@@ -207,6 +207,10 @@ impl Cpu {
                 }
                 self.code_written(at);
             }
+            let global = descriptor & 1 << 11 == 0;
+            if global && !upper && self.mmu.spaces.meet_global(access.privileged) {
+                return self.walk(va, access);
+            }
             if shift > page_shift {
                 self.mmu.note(va, shift);
             }
@@ -216,7 +220,7 @@ impl Cpu {
                 write: reachable && (writable_now || dirties),
                 attr: (self.sys.mair >> (8 * (descriptor >> 2 & 7))) as u8,
                 shareability: (descriptor >> 8 & 3) as u8,
-                local: !upper || descriptor >> 11 & 1 == 1,
+                local: !upper || !global,
                 shift,
             });
         }

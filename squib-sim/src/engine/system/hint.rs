@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::wait::{wfe, wfi};
+use super::wait::{wfe, wfi, yield_hint};
 use super::{access_iss, ending, plain};
 use crate::engine::a64::pauth;
 use crate::engine::cpu::Cpu;
@@ -18,9 +18,10 @@ pub(super) fn decode(insn: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> Optio
     }
     Some(match (crn, op1, op2) {
         (2, 3, _) => match crm << 3 | op2 {
-            0b10 => Decoded::plain(op(wfe)),
+            0b01 => Decoded::end(op(yield_hint)),
+            0b10 => Decoded::end(op(wfe)),
             0b11 => Decoded::end(op(wfi)),
-            // NOP, YIELD, SEV, SEVL, ESB and CSDB (nothing speculates or defers here), BTI, and the unallocated.
+            // NOP, SEV, SEVL, ESB and CSDB (nothing speculates or defers here), BTI, and the unallocated.
             _ => pauth::decode_hint(insn).unwrap_or_else(|| Decoded::plain(op(nop))),
         },
         (3, 3, 2) => Decoded::plain(op(clrex)),

@@ -90,31 +90,33 @@ ending! {
         cpu.demand_el0_bit(op.insn, sctlr::UCI)?;
         let va = cpu.x[usize::from(op.rd)];
         let ipa = cpu.maintained_page(va, Kind::Read)?;
-        cpu.broadcast(Request::Code(ipa));
+        cpu.broadcast(Request::Code(ipa), None);
         Ok(Next::Lookup)
     }
     /// IC IALLU, IALLUIS.
     fn ic_iallu(cpu, op) {
         cpu.demand_el1_instruction()?;
-        cpu.maintain(op.insn, Request::CodeAll);
+        cpu.maintain(op.insn, Request::CodeAll, None);
         Ok(Next::Lookup)
     }
     fn tlbi_all(cpu, op) {
         cpu.demand_el1_instruction()?;
-        cpu.maintain(op.insn, Request::TlbAll);
+        cpu.maintain(op.insn, Request::TlbAll, None);
         Ok(Next::Lookup)
     }
     fn tlbi_asid(cpu, op) {
         cpu.demand_el1_instruction()?;
-        let asid = (cpu.x[usize::from(op.rd)] >> 48) as u16;
-        cpu.maintain(op.insn, Request::TlbAsid(asid));
+        let asid = cpu.operand_asid(op);
+        cpu.maintain(op.insn, Request::TlbAsid(asid), Some(asid));
         Ok(Next::Lookup)
     }
-    /// VAE1, VAAE1, VALE1, VAALE1: the ASID is not needed, more may be invalidated.
+    /// VAE1, VAAE1, VALE1, VAALE1: whoever holds translations of the ASID invalidates all of the page, whatever their ASID.
     fn tlbi_va(cpu, op) {
         cpu.demand_el1_instruction()?;
         let va = cpu.x[usize::from(op.rd)] << 12;
-        cpu.maintain(op.insn, Request::TlbVa(va));
+        let (upper, any_asid) = (va >> 55 & 1 == 1, op.insn >> 5 & 3 == 3);
+        let asid = (!upper && !any_asid).then(|| cpu.operand_asid(op));
+        cpu.maintain(op.insn, Request::TlbVa(va), asid);
         Ok(Next::Lookup)
     }
 }
@@ -133,10 +135,16 @@ impl Cpu {
         Ok(())
     }
 
+    /// The ASID a TLBI names; of 8 bits if TCR_EL1.AS says so.
+    fn operand_asid(&self, op: &Op) -> u16 {
+        let asid = (self.x[usize::from(op.rd)] >> 48) as u16;
+        if self.sys.tcr & 1 << 36 != 0 { asid } else { asid & 0xff }
+    }
+
     /// Carries out a request here, and on the other vCPUs if the instruction is an Inner Shareable one.
-    fn maintain(&mut self, insn: u32, request: Request) {
+    fn maintain(&mut self, insn: u32, request: Request, asid: Option<u16>) {
         let (_, _, _, crm, _) = super::fields(insn);
-        if matches!(crm, 1 | 3) { self.broadcast(request) } else { self.carry_out(request) }
+        if matches!(crm, 1 | 3) { self.broadcast(request, asid) } else { self.carry_out(request) }
     }
 
     /// Translates the address of a cache maintenance instruction; the answer is the IPA of its page. What faults does so with

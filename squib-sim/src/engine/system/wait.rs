@@ -1,9 +1,12 @@
-//! WFI and WFE.
+//! WFI, WFE and YIELD.
 //!
 //! A waiting vCPU stays on its WFI: an exit in the middle of the wait leaves PC there, and the next run waits on. With a GIC
 //! the wait is inside the run loop, without one (or by the switch) WFI leaves to the host.
+//!
+//! WFE and YIELD say that the guest spins, mostly for a lock. Where there are fewer processors than vCPUs its holder may be
+//! waiting for ours: spinning vCPUs give the processor away, and those that go on spinning sleep for moments.
 
-use super::{ending, plain};
+use super::ending;
 use crate::engine::cpu::{Cpu, Trap};
 use crate::engine::op::{Next, Op};
 use crate::engine::pstate::sctlr;
@@ -20,6 +23,12 @@ const ISS: u32 = 1 << 24 | 0xe << 20;
 const NAP: Duration = Duration::from_micros(500);
 /// After so many naps in which time stood still the others are taken for idle: one may be switched off.
 const MOST_NAPS: u32 = 20;
+/// Two WFE or YIELD at most so many instructions apart belong to one spin.
+const SPIN_DISTANCE: u64 = 200;
+/// After so many the vCPU sleeps instead of giving way.
+const MOST_YIELDS: u32 = 32;
+/// For how long at once.
+const SPIN_NAP: Duration = Duration::from_micros(50);
 
 impl Cpu {
     fn check_wfx_trap(&mut self, enabled: u64, trapped_instruction: u32) -> Result<(), Trap> {
@@ -36,6 +45,24 @@ impl Cpu {
     fn others_are_busy(&self) -> bool {
         let own = self.shared.index;
         self.machine.vcpus().iter().any(|vcpu| vcpu.index != own && vcpu.is_busy())
+    }
+
+    /// The guest spins: lets other threads run. Ends a block, because it may serve the mailbox.
+    fn give_way(&mut self) {
+        let retired = self.retired();
+        self.spins = if retired.wrapping_sub(self.last_spin) < SPIN_DISTANCE { self.spins + 1 } else { 0 };
+        self.last_spin = retired;
+        let quiet = self.shared.pending.load(SeqCst) & pending::WAKE == 0;
+        if self.spins < MOST_YIELDS || !quiet || self.machine.clock.is_deterministic() {
+            return std::thread::yield_now();
+        }
+        self.shared.park(pending::WAKE | pending::EXIT | pending::REQUEST, Some(SPIN_NAP));
+        // Nobody has waited for a sleeper.
+        if self.shared.pending.load(SeqCst) & pending::REQUEST != 0 {
+            self.serve_requests();
+        }
+        // Time has passed: the timer is to be looked at.
+        self.end_slice();
     }
 
     /// Waits, PC on a WFI, until an interrupt is pending, masked or not; then the WFI retires.
@@ -99,11 +126,17 @@ ending! {
     }
 }
 
-plain! {
-    /// The event register is not kept: WFE always completes, after having given the processor away once.
+ending! {
+    /// The event register is not kept: WFE completes at any time.
     fn wfe(cpu, _op) {
         cpu.check_wfx_trap(sctlr::NTWE, 1)?;
-        std::thread::yield_now();
-        Ok(())
+        cpu.give_way();
+        Ok(Next::Lookup)
+    }
+    fn yield_hint(cpu, _op) {
+        if cpu.machine.vcpus().len() > 1 {
+            cpu.give_way();
+        }
+        Ok(Next::Lookup)
     }
 }

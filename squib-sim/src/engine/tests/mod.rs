@@ -1,5 +1,6 @@
 //! The engine against tiny bare-metal guests, written as instruction words with their mnemonics beside them.
 
+mod asids;
 mod debugging;
 mod exceptions;
 mod registers;

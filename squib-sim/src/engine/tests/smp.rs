@@ -6,7 +6,7 @@ use crate::engine::shared::{Request, broadcast};
 use std::thread::JoinHandle;
 
 /// A second vCPU with the same translation as the first.
-fn second(bench: &Bench) -> Vcpu {
+pub fn second(bench: &Bench) -> Vcpu {
     let mut other = Bench::vcpu(&bench.machine, 1);
     for register in [reg::MAIR, reg::TCR, reg::TTBR0, reg::TTBR1, reg::SCTLR, reg::VBAR] {
         other.cpu.host_set_sys_reg(register, bench.get(register));
@@ -20,7 +20,7 @@ struct Handed(Vcpu);
 unsafe impl Send for Handed {}
 
 /// Runs a vCPU on a thread of its own until its first exit; the answer is the exit and X8.
-fn start(vcpu: Vcpu) -> JoinHandle<(Exit, u64)> {
+pub fn start(vcpu: Vcpu) -> JoinHandle<(Exit, u64)> {
     let handed = Handed(vcpu);
     std::thread::spawn(move || {
         let mut handed = handed;
