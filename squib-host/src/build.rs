@@ -28,7 +28,7 @@ use crate::hv::stage2::MappedRam;
 use crate::hv::teardown::Teardown;
 use crate::layout;
 use crate::memory::GuestRam;
-use crate::pager::{PageSource, Pager, Prefetcher};
+use crate::pager::{self, PageSource, Pager, Prefetcher};
 use crate::standin;
 use crate::terminal::{self, RawTerminal, Typed};
 use crate::vcpu::control::{Cause, Control};
@@ -207,12 +207,14 @@ pub fn assemble(ram: Ram, cpus: u32, clock: ClockMode, console: &mut ConsoleConf
     }
     let memory = ram.guest_memory()?;
     let ram_size = ram.size();
-    let (mapped, pager) = match lazy {
-        None => (Arc::new(MappedRam::whole(ram)?), None),
+    let (mapped, pager, net) = match lazy {
+        None => (Arc::new(MappedRam::whole(ram)?), None, None),
         Some((source, fault_around)) => {
             let mapped = Arc::new(MappedRam::absent(ram));
             let pager = Pager::new(Arc::clone(&mapped), source, fault_around)?;
-            (mapped, Some(pager))
+            let net = Arc::new(pager::spread(&pager)?);
+            mapped.ram().set_net(Arc::downgrade(&net));
+            (mapped, Some(pager), Some(net))
         }
     };
     let shared = Arc::new(Shared {
@@ -224,6 +226,7 @@ pub fn assemble(ram: Ram, cpus: u32, clock: ClockMode, console: &mut ConsoleConf
         ram_size,
         redistributors: OnceLock::new(),
         deterministic: clock == ClockMode::Deterministic,
+        _net: net,
     });
     if let Some(pager) = pager {
         let stopper = Arc::downgrade(&shared);

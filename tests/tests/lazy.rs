@@ -36,6 +36,7 @@ fn number(value: &Value) -> u64 {
 
 #[track_caller]
 fn counts_on(before: &str, after: &Outcome) {
+    assert_eq!(after.event("pager")["faults"]["exception"], 0, "the accessor is asked for everything: {after:?}");
     assert_eq!(counted(&(before.to_owned() + &after.console)), all_to(16), "{after:?}");
 }
 
@@ -101,7 +102,9 @@ fn a_disk_works_over_absent_memory() {
     let after = on_demand(&snapshot).option("--disk", &disk).outcome().expect(0).expect_console(&sum);
     let numbers: String = (1..=20000).map(|n| format!("{n}\n")).collect();
     assert!(fs::read(&disk).expect("the disk").starts_with(numbers.as_bytes()), "what the guest wrote");
-    assert!(number(&after.event("pager")["faults"]["host"]) > 0, "the device met absent memory first: {after:?}");
+    let faults = &after.event("pager")["faults"];
+    assert!(number(&faults["host"]) > 0, "the device met absent memory first: {after:?}");
+    assert_eq!(faults["exception"], 0, "and its accessor was asked each time: {after:?}");
 }
 
 /// The snapshot of a machine most of whose RAM is absent is a whole one. Saving over the very files the machine came from is as
@@ -124,7 +127,7 @@ fn a_snapshot_of_a_partly_absent_machine_is_whole() {
             .option("--then", "continue")
             .outcome()
             .expect(0);
-        counts_on(&before, &middle);
+        assert_eq!(counted(&(before.clone() + &middle.console)), all_to(16), "{middle:?}");
         Squib::new("verify").without_timeout().arg(&to.state).arg(&to.memory).outcome().expect(0);
         let after = Squib::restore(&to).option("--backend", "file").outcome().expect(0);
         let (seen, _) = middle.console.split_once("count 12").expect("frozen there");

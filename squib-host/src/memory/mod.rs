@@ -33,7 +33,7 @@ pub use object::is_hole;
 use object::{Mapping, MemoryObject};
 
 use crate::error::{Error, Result};
-use crate::pager::{PageStates, Pager};
+use crate::pager::{MachPager, PageStates, Pager, Registration};
 
 /// Granule of stage-2 mappings and of everything that follows from them.
 pub const GRANULE: u64 = 16 << 10;
@@ -57,6 +57,8 @@ struct Lazy {
     states: Arc<PageStates>,
     /// Set once, before anything touches the RAM. The pager holds the RAM.
     pager: OnceLock<Weak<Pager>>,
+    /// Catches what the accessor was not asked for. Set once, if at all, before any thread registers.
+    net: OnceLock<Weak<MachPager>>,
     /// How often code of ours could not be given what it asked for.
     failures: AtomicU64,
     /// There are no mappings left to split the guest view.
@@ -75,6 +77,7 @@ impl GuestRam {
         let lazy = Lazy {
             states: Arc::new(PageStates::absent(size)),
             pager: OnceLock::new(),
+            net: OnceLock::new(),
             failures: AtomicU64::new(0),
             #[cfg(test)]
             scarce: Default::default(),
@@ -139,6 +142,14 @@ impl GuestRam {
         if let Some(lazy) = &self.lazy {
             // A RAM has one pager, which sets itself when it is made.
             let _ = lazy.pager.set(pager);
+        }
+    }
+
+    /// Makes the net under the accessor known, once.
+    pub fn set_net(&self, net: Weak<MachPager>) {
+        if let Some(lazy) = &self.lazy {
+            // Set once, by the machine's builder.
+            let _ = lazy.net.set(net);
         }
     }
 
@@ -268,6 +279,19 @@ impl GuestMemoryRegion for RamRegion {
         Ok(unsafe {
             VolatileSlice::with_bitmap(self.ram.guest.addr().add(start), count, self.bitmap.slice_at(start), None)
         })
+    }
+}
+
+/// For a thread that is going to touch guest memory: as long as the answer lives, a touch that the accessor was not asked for brings
+/// its page all the same. `None` where all memory is present.
+pub fn register_thread(memory: &GuestMemory) -> Option<Registration> {
+    let lazy = memory.iter().find_map(|region| region.ram.lazy.as_ref())?;
+    match lazy.net.get()?.upgrade()?.register_current_thread() {
+        Ok(registration) => Some(registration),
+        Err(error) => {
+            tracing::warn!(%error, "a thread does without the net under the accessor of guest memory");
+            None
+        }
     }
 }
 

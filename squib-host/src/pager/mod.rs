@@ -5,7 +5,7 @@
 //!
 //! * the guest: its access exits with a data or instruction abort, and the vCPU's own thread brings the page;
 //! * our own code: the guest-memory accessor makes a range present before it hands it out, so that neither an access nor a system
-//!   call ever meets an absent page;
+//!   call ever meets an absent page. Should it be forgotten somewhere, the access raises an exception that the Mach part catches;
 //! * the prefetcher, in the background, until nothing is absent. Then the source is let go and the machine is an ordinary one.
 //!
 //! A page whose bytes are wrong is poisoned: whoever needs it gets the error, once and every time, and the machine stops. A page
@@ -15,6 +15,7 @@
 mod file;
 mod mach;
 mod monitor;
+mod net;
 mod prefetch;
 mod priority;
 mod read;
@@ -34,6 +35,7 @@ pub use monitor::Monitor;
 pub use source::{Origin, PageSource, SourceError};
 pub use stats::{Latency, PagerStats};
 
+pub(crate) use net::spread;
 pub(crate) use prefetch::Prefetcher;
 pub(crate) use resolver::{Brought, Pager};
 pub(crate) use state::PageStates;

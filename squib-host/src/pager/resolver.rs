@@ -163,14 +163,30 @@ impl Pager {
         self.bring(offset / GRANULE, cause, false)
     }
 
+    /// A touch of the guest view by code of ours that nobody had announced. An error is also told to the machine.
+    /// `false` if the page cannot be had.
+    pub fn exception(&self, offset: u64) -> bool {
+        match self.bring(offset / GRANULE, Cause::Exception, true) {
+            Ok(_) => true,
+            Err(error) => {
+                self.tell(error);
+                false
+            }
+        }
+    }
+
+    fn tell(&self, error: Error) {
+        if let Some(failed) = self.failed.get() {
+            failed(error);
+        }
+    }
+
     /// Makes a range present that code of ours is going to touch. An error is also told to the machine, which stops.
     pub fn make_present(&self, offset: u64, len: u64) -> io::Result<()> {
         for page in PageStates::pages(offset, len) {
             if let Err(error) = self.bring(page, Cause::Host, true) {
                 let text = error.to_string();
-                if let Some(failed) = self.failed.get() {
-                    failed(error);
-                }
+                self.tell(error);
                 return Err(io::Error::other(text));
             }
         }

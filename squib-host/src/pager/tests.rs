@@ -235,3 +235,31 @@ fn scarce_mappings_cost_blocks_and_nothing_else() {
     assert!(memory.read_obj::<u8>(GuestAddress(BASE + 199 * GRANULE)).is_err(), "its block cannot be opened");
     assert_eq!(lazy.source.reads().0, 1);
 }
+
+/// What the accessor was not asked for is caught, on threads that registered, and counted.
+#[test]
+fn a_touch_that_nobody_announced_brings_its_page() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let net = Arc::new(super::spread(&lazy.pager).unwrap());
+    lazy.ram.set_net(Arc::downgrade(&net));
+    let memory = lazy.ram.guest_memory().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (lazy, memory) = (&lazy, &memory);
+            scope.spawn(move || {
+                let _registration = crate::memory::register_thread(memory).unwrap();
+                for page in 0..PAGES {
+                    let page = (page + thread * 7) % PAGES;
+                    let at = (page * GRANULE + 8 * thread) as usize;
+                    // SAFETY: eight aligned bytes of the guest view, which lives as long as `lazy`; absent pages are brought by
+                    // the exception handler before the access goes on.
+                    let word = unsafe { lazy.ram.guest_view().add(at).cast::<u64>().read_volatile() };
+                    assert_eq!(word.to_le_bytes(), lazy.source.bytes()[at..at + 8]);
+                }
+            });
+        }
+    });
+    let stats = lazy.pager.stats();
+    assert!(stats.pages_missing == 0 && stats.faults_exception >= PAGES, "{stats:?}");
+    assert_eq!((stats.faults_host, lazy.source.reads().0), (0, 1));
+}

@@ -24,7 +24,8 @@ use crate::fault::{Access, RamFault, RamFaults, Resolution};
 use crate::hv::exit::{DataAbort, Exit, SysRegAccess};
 use crate::hv::{gic_mmio, probe};
 use crate::layout;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, register_thread};
+use crate::pager::MachPager;
 
 /// EL1h, all interrupts masked: PSTATE at reset and after CPU_ON.
 const RESET_CPSR: u64 = 0x3c5;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub redistributors: std::sync::OnceLock<Vec<u64>>,
     /// Nothing may depend on host time.
     pub deterministic: bool,
+    /// Catches touches of absent RAM that the accessor was not asked for. Dropped after the devices, whose threads use it.
+    pub _net: Option<Arc<MachPager>>,
 }
 
 impl Shared {
@@ -84,6 +87,7 @@ pub struct VcpuThread {
 impl VcpuThread {
     /// The body of vCPU `index`'s thread. Reports the creation to `created`, then serves until the machine ends.
     pub fn main(index: usize, shared: Arc<Shared>, created: Sender<(usize, Created)>) {
+        let _registration = register_thread(&shared.memory);
         match VcpuThread::create(index, shared) {
             Ok((mut thread, redistributor)) => {
                 // The machine waits for this before it goes on; if it is gone, it ends us through `park`.

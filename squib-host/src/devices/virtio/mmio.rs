@@ -18,7 +18,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use super::Backend;
 use crate::devices::{Device, IrqLine, blob};
 use crate::error::{Error, Result};
-use crate::memory::{GuestMemory, failures};
+use crate::memory::{GuestMemory, failures, register_thread};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"sqib");
@@ -190,6 +190,7 @@ impl Drop for VirtioMmio {
 
 impl Shared {
     fn serve(&self) {
+        let _registration = register_thread(&self.memory);
         loop {
             let mut work = lock(&self.work);
             while !work.ended && (work.paused || !work.kicked) {
