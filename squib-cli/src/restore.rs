@@ -84,6 +84,7 @@ pub fn main(args: Args) -> Result<Exit> {
     let machine = Machine::restore(RestoreConfig {
         state: args.state,
         memory: args.memory_file,
+        diffs: Vec::new(),
         backend: match args.backend {
             Backend::Map => RestoreBackend::Map,
             Backend::Copy => RestoreBackend::Copy,
@@ -93,6 +94,7 @@ pub fn main(args: Args) -> Result<Exit> {
         disks: args.disks.into_iter().map(Some).collect(),
         clock: args.clock.into(),
         track_dirty_pages: args.track_dirty_pages,
+        dirty_granule: Default::default(),
         console: args.clock.console(&plan),
     })?;
     plan.drive(machine, started)

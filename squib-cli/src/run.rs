@@ -72,6 +72,7 @@ pub fn main(args: Args) -> Result<Exit> {
         cpus: args.cpus,
         disks: args.disks,
         track_dirty_pages: args.track_dirty_pages,
+        dirty_granule: Default::default(),
         clock: args.clock.into(),
         console: args.clock.console(&plan),
     })?;

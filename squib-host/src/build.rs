@@ -13,7 +13,7 @@ use applevisor::prelude::{
 };
 
 use crate::clock::{self, WallClock};
-use crate::config::{ClockMode, ConsoleConfig, ConsoleInput, StopReason};
+use crate::config::{ClockMode, ConsoleConfig, ConsoleInput, DirtyGranule, StopReason};
 use crate::devices::console::Console;
 use crate::devices::pl011::Pl011;
 use crate::devices::pl031::Pl031;
@@ -198,7 +198,13 @@ impl From<Arc<GuestRam>> for Ram {
 }
 
 /// Creates the VM, maps `ram` and starts the vCPU threads.
-pub fn assemble(ram: Ram, cpus: u32, clock: ClockMode, console: &mut ConsoleConfig) -> Result<Parts> {
+pub fn assemble(
+    ram: Ram,
+    granule: DirtyGranule,
+    cpus: u32,
+    clock: ClockMode,
+    console: &mut ConsoleConfig,
+) -> Result<Parts> {
     let Ram { ram, lazy } = ram;
     let vm = create_vm(ram.size())?;
     let max = Vcpu::get_max_count().hv("tell how many vCPUs it supports")?;
@@ -218,7 +224,7 @@ pub fn assemble(ram: Ram, cpus: u32, clock: ClockMode, console: &mut ConsoleConf
         }
     };
     let shared = Arc::new(Shared {
-        faults: RamFaults::new(Arc::clone(&mapped), pager.clone()),
+        faults: RamFaults::new(Arc::clone(&mapped), pager.clone(), granule),
         vm,
         control: Control::new(cpus as usize),
         bus: OnceLock::new(),

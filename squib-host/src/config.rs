@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use squib_snapshot::SnapshotId;
+
 use crate::crash::CrashReport;
 use crate::pager::PageSource;
 
@@ -20,6 +22,18 @@ pub enum ClockMode {
     /// stand-in can do this, and only for one vCPU. Devices then answer at once, on the vCPU's thread, and the wall clock
     /// starts at a fixed date.
     Deterministic,
+}
+
+/// How much of RAM the first write to it marks as dirty, and makes writable without another fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirtyGranule {
+    /// 2 MiB, stepping down to 16 KiB where few pages of a block are written, again and again.
+    #[default]
+    Adaptive,
+    /// Always 2 MiB: the fewest faults, the largest diffs.
+    Block,
+    /// Always 16 KiB: a fault for every page, the smallest diffs.
+    Page,
 }
 
 /// A raw disk image offered to the guest as a virtio block device.
@@ -110,6 +124,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Snapshots of this machine may be diffs.
     pub track_dirty_pages: bool,
+    /// How finely, if so.
+    pub dirty_granule: DirtyGranule,
     /// What drives the guest's counter.
     pub clock: ClockMode,
     /// The console.
@@ -127,6 +143,7 @@ impl MachineConfig {
             cpus: 1,
             disks: Vec::new(),
             track_dirty_pages: false,
+            dirty_granule: DirtyGranule::default(),
             clock: ClockMode::Host,
             console: ConsoleConfig::default(),
         }
@@ -136,10 +153,11 @@ impl MachineConfig {
 /// How RAM arrives at a restore.
 #[derive(Clone, Debug, Default)]
 pub enum RestoreBackend {
-    /// The memory file is mapped privately; the kernel pages it in on demand. It must not change while the machine lives.
+    /// The memory file is mapped privately; the kernel pages it in on demand. It must not change while the machine lives. Pages of
+    /// diffs are read before the guest runs.
     #[default]
     Map,
-    /// The memory file is read whole, in parallel, before the guest runs.
+    /// The memory files are read whole, in parallel, before the guest runs.
     Copy,
     /// Each page is read from the memory file, and compared with its checksum, when it is first needed. See [`PagerConfig`].
     File,
@@ -173,6 +191,8 @@ pub struct RestoreConfig {
     pub state: PathBuf,
     /// The memory file. Not used by [`RestoreBackend::Source`].
     pub memory: PathBuf,
+    /// Diffs on top of that pair, oldest first: the machine is the one of the last.
+    pub diffs: Vec<SaveTarget>,
     /// How RAM arrives.
     pub backend: RestoreBackend,
     /// How the pager works, if the backend has one.
@@ -181,8 +201,10 @@ pub struct RestoreConfig {
     pub disks: Vec<Option<PathBuf>>,
     /// What drives the guest's counter from here on.
     pub clock: ClockMode,
-    /// Whether dirty pages are tracked from here on.
+    /// Whether dirty pages are tracked from here on: the next snapshot may be a diff on top of this one.
     pub track_dirty_pages: bool,
+    /// How finely, if so.
+    pub dirty_granule: DirtyGranule,
     /// The console.
     pub console: ConsoleConfig,
 }
@@ -193,17 +215,19 @@ impl RestoreConfig {
         RestoreConfig {
             state: state.into(),
             memory: memory.into(),
+            diffs: Vec::new(),
             backend: RestoreBackend::Map,
             pager: PagerConfig::default(),
             disks: Vec::new(),
             clock: ClockMode::Host,
             track_dirty_pages: false,
+            dirty_granule: DirtyGranule::default(),
             console: ConsoleConfig::default(),
         }
     }
 }
 
-/// Where a snapshot goes.
+/// The two files of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaveTarget {
     /// The state file.
@@ -212,15 +236,25 @@ pub struct SaveTarget {
     pub memory: PathBuf,
 }
 
-/// What a snapshot cost.
+/// What a snapshot is and what it cost.
 #[derive(Clone, Debug)]
 pub struct SnapshotReport {
+    /// Which snapshot it is.
+    pub identity: SnapshotId,
+    /// For a diff: the snapshot it continues.
+    pub parent: Option<SnapshotId>,
     /// How long the guest stood still: from the first vCPU stopped to the moment it may go on.
     pub pause: Duration,
+    /// How long all of it took: from the first vCPU stopped to the moment the files are durable and in place.
+    pub total: Duration,
     /// The part of [`SnapshotReport::pause`] spent reading registers, GIC and devices.
     pub capture: Duration,
     /// Guest RAM, bytes.
     pub ram_bytes: u64,
+    /// Where dirty pages are tracked: those since the last snapshot, bytes. A diff holds these.
+    pub dirty_bytes: Option<u64>,
+    /// Write faults of the guest since the last snapshot.
+    pub write_faults: u64,
     /// Length of the memory file, bytes.
     pub memory_file_bytes: u64,
     /// What the memory file occupies on disk, bytes (holes are not counted).

@@ -24,12 +24,15 @@
 
 mod boot;
 mod build;
+mod chain;
+mod checkpoint;
 mod clock;
 mod config;
 mod crash;
 mod devices;
 mod error;
 mod fault;
+mod frozen;
 mod host;
 mod hv;
 mod layout;
@@ -40,12 +43,16 @@ mod restore;
 mod save;
 mod standin;
 mod terminal;
+mod track;
 mod vcpu;
 
+pub use chain::{ChainDir, ChainWriter};
+pub use checkpoint::PendingSnapshot;
 pub use config::{
-    ClockMode, ConsoleConfig, ConsoleInput, DiskConfig, MachineConfig, PagerConfig, RestoreBackend, RestoreConfig,
-    RunOutcome, SaveTarget, SnapshotReport, StopReason, Watch, WatchId,
+    ClockMode, ConsoleConfig, ConsoleInput, DirtyGranule, DiskConfig, MachineConfig, PagerConfig, RestoreBackend,
+    RestoreConfig, RunOutcome, SaveTarget, SnapshotReport, StopReason, Watch, WatchId,
 };
 pub use crash::CrashReport;
 pub use error::{Error, Result};
 pub use machine::{Machine, Stopper};
+pub use squib_snapshot::{SnapshotId, SnapshotKind};

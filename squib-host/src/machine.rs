@@ -3,8 +3,11 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use squib_snapshot::{PageReader, SnapshotId, SnapshotKind};
+
 use crate::boot::{self, fdt};
 use crate::build::{self, Disk, Parts};
+use crate::checkpoint::{self, Checkpoints, PendingSnapshot};
 use crate::config::{
     ClockMode, MachineConfig, RestoreConfig, RunOutcome, SaveTarget, SnapshotReport, StopReason, Watch,
 };
@@ -13,7 +16,6 @@ use crate::layout;
 use crate::memory::GuestRam;
 use crate::pager::Monitor;
 use crate::restore;
-use crate::save;
 use crate::standin;
 use crate::terminal::RawTerminal;
 use crate::vcpu::control::Cause;
@@ -43,6 +45,7 @@ pub struct Machine {
     instructions_at_start: u64,
     /// When the vCPUs were asked to stop, for the pause a snapshot reports.
     pub(crate) stopped_at: Option<Instant>,
+    pub(crate) checkpoints: Checkpoints,
     _terminal: Option<RawTerminal>,
 }
 
@@ -71,7 +74,7 @@ impl Machine {
         let memory = ram.guest_memory()?;
         let loaded = boot::load(&memory, ram.size(), &config.kernel, config.initrd.as_deref())?;
 
-        let parts = build::assemble(ram.into(), config.cpus, clock, &mut config.console)?;
+        let parts = build::assemble(ram.into(), config.dirty_granule, config.cpus, clock, &mut config.console)?;
         let disks: Vec<Disk> = config
             .disks
             .iter()
@@ -129,6 +132,7 @@ impl Machine {
             running: false,
             instructions_at_start,
             stopped_at: None,
+            checkpoints: Checkpoints::default(),
             _terminal: terminal,
         })
     }
@@ -194,8 +198,73 @@ impl Machine {
     /// Writes a full snapshot. Pauses a running machine for it, and leaves it paused: call [`Machine::run`] or
     /// [`Machine::resume`] to go on.
     pub fn snapshot(&mut self, target: &SaveTarget) -> Result<SnapshotReport> {
+        self.snapshot_paused(SnapshotKind::Full, target)
+    }
+
+    /// Writes the pages that were written since the last snapshot, as a diff on top of it. Otherwise as [`Machine::snapshot`].
+    pub fn snapshot_diff(&mut self, target: &SaveTarget) -> Result<SnapshotReport> {
+        self.snapshot_paused(SnapshotKind::Diff, target)
+    }
+
+    fn snapshot_paused(&mut self, kind: SnapshotKind, target: &SaveTarget) -> Result<SnapshotReport> {
+        self.checkpoints.settle();
         self.pause()?;
-        save::save(self, target)
+        self.checkpoint(kind, target)?.wait()
+    }
+
+    /// Takes a snapshot that the guest does not wait for: stops it, puts aside what the snapshot needs, lets it go on (if it ran) and
+    /// returns; the files become durable meanwhile. Waits for the snapshot before it, with the guest running.
+    ///
+    /// A snapshot that fails changes nothing: the guest runs on, and the next diff holds the pages of this one too.
+    pub fn checkpoint(&mut self, kind: SnapshotKind, target: &SaveTarget) -> Result<PendingSnapshot> {
+        self.checkpoints.settle();
+        if kind == SnapshotKind::Diff {
+            self.diff_parent()?;
+        }
+        let was_running = self.running;
+        self.pause()?;
+        let begun = checkpoint::begin(self, kind, target);
+        let stopped_at = self.stopped_at;
+        if was_running {
+            self.resume()?;
+        }
+        let pause = stopped_at.filter(|_| was_running).map(|at| at.elapsed());
+        self.checkpoints.finish(begun?, pause)
+    }
+
+    /// The snapshot that a diff taken now would continue: the last one that was committed, or the one that was restored.
+    pub fn last_snapshot(&self) -> Option<SnapshotId> {
+        self.checkpoints.parent()
+    }
+
+    /// Whether diffs can be taken of this machine.
+    pub fn tracks_dirty_pages(&self) -> bool {
+        self.description.track_dirty_pages
+    }
+
+    pub(crate) fn diff_parent(&self) -> Result<SnapshotId> {
+        if !self.description.track_dirty_pages {
+            let text = "a diff needs a machine that tracks its dirty pages from the start (--track-dirty-pages)";
+            return Err(Error::State(text.into()));
+        }
+        let text = "a diff continues a snapshot, and none has been taken: take a full one first";
+        self.last_snapshot().ok_or_else(|| Error::State(text.into()))
+    }
+
+    /// Bytes of guest RAM.
+    pub fn ram_size(&self) -> u64 {
+        self.parts.mapped.ram().size()
+    }
+
+    /// Copies guest RAM from `offset` (counted from the start of RAM) on. What a running guest writes meanwhile may or may not be
+    /// seen: pause it first.
+    pub fn read_ram(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let ram: &GuestRam = self.parts.mapped.ram();
+        let len = buf.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > ram.size()) {
+            return Err(Error::GuestMemory { what: "reading RAM", address: ram.base().wrapping_add(offset), len });
+        }
+        ram.read_at(offset, buf).map_err(|source| Error::System { action: "read guest RAM".into(), source })
     }
 
     /// Adds a text to wait for on the console, from the next byte on.

@@ -6,7 +6,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use squib_snapshot::{
     Chain, DeviceState, GicRestoreTarget, MachineRecord, MicrovmState, MmdsRestoreTarget, MmdsState, Pair,
@@ -23,18 +22,15 @@ use crate::host;
 use crate::hv::gic_state::LiveGic;
 use crate::layout;
 use crate::machine::{Description, Machine};
-use crate::memory::{GuestRam, is_hole};
+use crate::memory::GuestRam;
 use crate::pager::{FileSource, PageSource};
 use crate::vcpu::psci::Power;
 use crate::vcpu::registers::{self, LiveVcpu};
 use crate::vcpu::run::VcpuThread;
 use crate::vcpu::walk::Regime;
 
+mod eager;
 mod lazy;
-
-/// Threads that read a memory file for the `copy` backend, and how much each takes at a time.
-const COPY_THREADS: usize = 8;
-const COPY_PART: u64 = 2 << 20;
 
 fn refused(error: SnapshotError) -> Error {
     match error {
@@ -47,7 +43,7 @@ fn refused(error: SnapshotError) -> Error {
 pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
     let saved = Saved::open(&config)?;
     let file = saved.state_file();
-    let state = file.state().clone();
+    let (state, identity) = (file.state().clone(), file.identity());
     let record = file.require_record("the timers and GIC CPU interfaces of its vCPUs")?.machine.clone();
     check_host(&state, &record)?;
     NoMmds.restore(state.mmds_state.as_ref()).map_err(refused)?;
@@ -56,13 +52,17 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
     build::check_shape(state.vm_info.mem_size_mib, cpus, disks.len(), config.clock)?;
     let ram = bring_ram(&config, saved, state.vm_info.mem_size_mib << 20)?;
 
-    let mut parts = build::assemble(ram, cpus, config.clock, &mut config.console)?;
+    let mut parts = build::assemble(ram, config.dirty_granule, cpus, config.clock, &mut config.console)?;
     build::attach_devices(&parts, &disks, config.clock)?;
     LiveGic(&parts.shared.vm).restore(&state.gic_state.bytes).map_err(refused)?;
     build::measure_counter(&parts, config.clock)?;
     check_counter(&record)?;
     restore_vcpus(&parts, &state, &record)?;
     restore_devices(&parts, &state.device_states.devices)?;
+    // RAM is what the snapshot says: from here on every write is a change.
+    if let Some(taken) = parts.shared.faults.checkpoint()? {
+        taken.commit();
+    }
     if config.pager.stream {
         lazy::stream(&mut parts, &state, std::mem::take(&mut config.pager.first))?;
     }
@@ -76,7 +76,9 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
         track_dirty_pages: config.track_dirty_pages,
         instructions_before: record.clock.instructions,
     };
-    Machine::finish(parts, description, config.clock, config.console.input)
+    let mut machine = Machine::finish(parts, description, config.clock, config.console.input)?;
+    machine.checkpoints.continue_from(identity);
+    Ok(machine)
 }
 
 /// A machine without a metadata service, to which a snapshot of one that has it cannot be restored.
@@ -155,9 +157,12 @@ impl Saved {
         }
         let pair = Pair::open(&config.state, &config.memory)?;
         if let Some(parent) = pair.state_file().parent() {
-            return Err(Error::Incompatible(format!("it is a diff on top of snapshot {parent}: give the whole chain")));
+            let text =
+                format!("it is a diff on top of snapshot {parent}: give the whole chain, the full snapshot first");
+            return Err(Error::Incompatible(text));
         }
-        Ok(Saved::Chain(Chain::from_pairs(pair, Vec::new())?))
+        let diffs = config.diffs.iter().map(|diff| Pair::open(&diff.state, &diff.memory));
+        Ok(Saved::Chain(Chain::from_pairs(pair, diffs.collect::<Result<_, _>>()?)?))
     }
 
     fn state_file(&self) -> &StateFile {
@@ -193,11 +198,12 @@ fn bring_ram(config: &RestoreConfig, saved: Saved, size: u64) -> Result<Ram> {
                     let file = chain.links()[0].memory_file();
                     let ram = GuestRam::map_file(layout::RAM_BASE, size, file, config.track_dirty_pages)?;
                     check_sample(&chain)?;
+                    eager::overlay(&ram, &chain)?;
                     Ok(ram.into())
                 }
                 RestoreBackend::Copy => {
                     let ram = GuestRam::new(layout::RAM_BASE, size, config.track_dirty_pages)?;
-                    copy_ram(&ram, &chain)?;
+                    eager::copy(&ram, &chain)?;
                     Ok(ram.into())
                 }
                 _ => {
@@ -248,53 +254,6 @@ fn regime(vcpu: &VcpuState) -> Regime {
         ttbr0: reg(SysReg::Ttbr0El1),
         ttbr1: reg(SysReg::Ttbr1El1),
     }
-}
-
-/// Reads all of RAM, checked against its checksums, by several threads. Zeros need no reading: RAM starts as zeros.
-fn copy_ram(ram: &GuestRam, chain: &Chain) -> Result<()> {
-    let next = AtomicU64::new(0);
-    let copy = || -> Result<()> {
-        let mut buf = vec![0; COPY_PART as usize];
-        loop {
-            let start = next.fetch_add(COPY_PART, Ordering::Relaxed);
-            if start >= ram.size() {
-                return Ok(());
-            }
-            let part = &mut buf[..COPY_PART.min(ram.size() - start) as usize];
-            if chain.is_known_zero(start, part.len() as u64) {
-                check_zero(chain, start, part)?;
-            } else {
-                chain.read_checked(start, part)?;
-                let failed = |source| Error::System { action: "fill guest RAM".into(), source };
-                ram.write_fill(start, part).map_err(failed)?;
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..COPY_THREADS).map(|_| scope.spawn(copy)).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| match thread.join() {
-            Ok(result) => result,
-            Err(_) => Err(Error::State("a thread that reads the memory file panicked".into())),
-        };
-        threads.into_iter().try_for_each(join)
-    })
-}
-
-/// Checks that a part of RAM that was zero when it was saved is zero in the file. A hole is, and is not read.
-fn check_zero(chain: &Chain, start: u64, part: &mut [u8]) -> Result<()> {
-    let pair = &chain.links()[0];
-    if is_hole(pair.memory_file(), start, part.len() as u64) {
-        return Ok(());
-    }
-    chain.read_unchecked(start, part)?;
-    if part.iter().all(|&byte| byte == 0) {
-        return Ok(());
-    }
-    Err(Error::Config(format!(
-        "the memory file {} has been altered since it was saved: {start:#x} to {end:#x} were all zero",
-        pair.memory_path().display(),
-        end = start + part.len() as u64,
-    )))
 }
 
 fn restore_vcpus(parts: &Parts, state: &MicrovmState, record: &MachineRecord) -> Result<()> {

@@ -1,68 +1,24 @@
-//! Taking a snapshot of a machine that stands still.
+//! Reading the state of a machine that stands still, for a snapshot: everything but RAM.
 //!
-//! Order: GIC, vCPUs (each on its own thread), devices, then RAM and the commit of both files as one. Nothing of the guest moves
-//! in between; devices were quiesced after the last vCPU had stopped.
+//! Order: GIC, vCPUs (each on its own thread), devices; RAM and the files follow in [`checkpoint`](crate::checkpoint). Nothing of
+//! the guest moves in between; devices were quiesced after the last vCPU had stopped.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use applevisor::prelude::HypervisorError;
 use squib_snapshot::{
-    ClockMode as RecordedClock, ClockRecord, Contents, DeviceState, DeviceStates, GicSnapshotSource, GicState,
-    MachineRecord, MicrovmState, MmdsSnapshotSource, MmdsState, PairRequest, PsciVcpuState, VcpuRecord, VcpuState,
-    VmInfo, capture_vcpu_state, save_pair,
+    ClockMode as RecordedClock, ClockRecord, DeviceState, DeviceStates, GicSnapshotSource, GicState, MachineRecord,
+    MicrovmState, MmdsSnapshotSource, MmdsState, PsciVcpuState, VcpuRecord, VcpuState, VmInfo, capture_vcpu_state,
 };
 
-use crate::config::{ClockMode, SaveTarget, SnapshotReport};
-use crate::error::{Error, HvContext, Result};
+use crate::config::ClockMode;
+use crate::error::{HvContext, Result};
 use crate::host;
 use crate::hv::gic_state::LiveGic;
 use crate::machine::Machine;
 use crate::vcpu::psci::Power;
 use crate::vcpu::registers::{self, LiveVcpu};
 use crate::vcpu::run::VcpuThread;
-
-/// Writes a full snapshot of `machine`, which stands still.
-pub fn save(machine: &mut Machine, target: &SaveTarget) -> Result<SnapshotReport> {
-    let started = Instant::now();
-    let stopped_at = machine.stopped_at.unwrap_or(started);
-    let (state, record) = capture(machine)?;
-    let capture = started.elapsed();
-    let ram = machine.parts.mapped.ram();
-    // Until the files are written nothing arrives: what is absent is read from its source.
-    let pager = machine.parts.shared.faults.pager().cloned();
-    let _quiet = pager.as_ref().map(|pager| pager.quiet());
-    let report = save_pair(&PairRequest {
-        state_path: &target.state,
-        memory_path: &target.memory,
-        state: &state,
-        machine: &record,
-        memory: &**ram,
-        ram_start: ram.base(),
-        ram_size: ram.size(),
-        contents: Contents::Full,
-        block_size: 0,
-    })?;
-    // Only now: a snapshot that failed must not lose what has been written since the last one.
-    if let Some(dirty) = ram.dirty() {
-        dirty.drain_into(|_| ());
-    }
-    let pause = stopped_at.elapsed();
-    let memory = examine(&target.memory)?;
-    Ok(SnapshotReport {
-        pause,
-        capture,
-        ram_bytes: ram.size(),
-        memory_file_bytes: memory.len(),
-        memory_disk_bytes: memory.blocks() * 512,
-        state_file_bytes: report.state_bytes,
-    })
-}
-
-fn examine(path: &Path) -> Result<std::fs::Metadata> {
-    std::fs::metadata(path).map_err(|source| Error::File { action: "examine", path: path.into(), source })
-}
 
 /// The metadata service of a machine that has none.
 struct NoMmds;
@@ -73,7 +29,8 @@ impl MmdsSnapshotSource for NoMmds {
     }
 }
 
-fn capture(machine: &Machine) -> Result<(MicrovmState, MachineRecord)> {
+/// Reads the state of `machine`, which stands still.
+pub fn capture(machine: &Machine) -> Result<(MicrovmState, MachineRecord)> {
     let shared = &machine.parts.shared;
     let gic = LiveGic(&shared.vm).capture()?;
     let (mut vcpu_states, mut vcpus) = (Vec::new(), Vec::new());

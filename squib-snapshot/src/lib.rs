@@ -8,7 +8,7 @@
 //!
 //! | you want to | look at |
 //! |---|---|
-//! | save a machine | [`save_pair`], [`save_diff`], [`PairRequest`], [`MachineRecord`] |
+//! | save a machine | [`save_pair`], [`save_diff`], [`prepare_pair`], [`PairRequest`], [`MachineRecord`] |
 //! | open, map, check one | [`Pair`], [`StateFile`], [`load()`], [`describe`], [`recover`] |
 //! | read pages of a chain, checked | [`Chain::read_checked`], [`Chain::is_known_zero`] |
 //! | know what was written | [`TrackedRegion`], [`DirtyBitmap`], [`PageSet`] |
@@ -92,7 +92,7 @@ pub use identity::{ParseIdError, SnapshotId};
 pub use load::{LoadedSnapshot, SnapshotDescription, describe, inferred_memory_path, load};
 pub use memory::{MemorySnapshotKind, MemoryWriter, PageReader, VecPageReader};
 pub use merge::{MergeReport, merge};
-pub use pair::{Contents, Pair, PairReport, PairRequest, recover, save_diff, save_pair};
+pub use pair::{Contents, Pair, PairReport, PairRequest, PreparedPair, prepare_pair, recover, save_diff, save_pair};
 pub use record::{
     BlockSums, ClockMode, ClockRecord, DEFAULT_BLOCK_SIZE, HostRecord, MachineRecord, MemoryRecord, RECORD_DEVICE_KIND,
     SNAPSHOT_VERSION_RECORD, SnapshotRecord, VcpuRecord,

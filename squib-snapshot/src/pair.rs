@@ -104,6 +104,19 @@ pub fn save_pair(request: &PairRequest<'_>) -> Result<PairReport> {
 }
 
 pub(crate) fn save_pair_on(fs: &dyn Fs, request: &PairRequest<'_>) -> Result<PairReport> {
+    prepare_pair_on(fs, request)?.commit()
+}
+
+/// The first half of [`save_pair`], for which memory must stand still: writes it to a new file, which is neither synced nor in
+/// place yet. [`PreparedPair::commit`] is the other half; the machine may run meanwhile.
+///
+/// # Errors
+/// Those of [`save_pair`].
+pub fn prepare_pair(request: &PairRequest<'_>) -> Result<PreparedPair<'static>> {
+    prepare_pair_on(&RealFs, request)
+}
+
+fn prepare_pair_on<'f>(fs: &'f dyn Fs, request: &PairRequest<'_>) -> Result<PreparedPair<'f>> {
     let block_size = if request.block_size == 0 { DEFAULT_BLOCK_SIZE } else { request.block_size };
     check_request(request, block_size)?;
     let (parent, pages) = match request.contents {
@@ -125,8 +138,33 @@ pub(crate) fn save_pair_on(fs: &dyn Fs, request: &PairRequest<'_>) -> Result<Pai
         machine: request.machine.clone(),
     };
     let state = encode(request.state, &record)?;
-    transaction.commit(&state)?;
-    Ok(PairReport { identity: record.identity, memory_bytes: written.bytes, state_bytes: state.len() as u64 })
+    let report = PairReport { identity: record.identity, memory_bytes: written.bytes, state_bytes: state.len() as u64 };
+    Ok(PreparedPair { transaction, state, report })
+}
+
+/// A pair that is written but not in place; see [`prepare_pair`]. Dropping it removes what was written.
+#[must_use = "a pair that is not committed is removed"]
+pub struct PreparedPair<'f> {
+    transaction: Transaction<'f>,
+    state: Vec<u8>,
+    report: PairReport,
+}
+
+impl PreparedPair<'_> {
+    /// Makes the pair durable and puts it in place.
+    ///
+    /// # Errors
+    /// Those of [`save_pair`] that come after the memory is written.
+    pub fn commit(self) -> Result<PairReport> {
+        self.transaction.commit(&self.state)?;
+        Ok(self.report)
+    }
+}
+
+impl std::fmt::Debug for PreparedPair<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PreparedPair").field("report", &self.report).finish_non_exhaustive()
+    }
 }
 
 fn check_request(request: &PairRequest<'_>, block_size: u64) -> Result<()> {

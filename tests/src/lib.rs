@@ -4,6 +4,8 @@
 //! Nothing is skipped: a missing program or guest is a failed test that says what to do.
 
 pub mod facts;
+mod machines;
+mod shadow;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -14,6 +16,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+pub use machines::{Output, Random, bare_image, guest, run_for, turn};
+pub use shadow::Shadow;
 
 /// No single run of the program takes longer, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(300);

@@ -27,6 +27,9 @@ pub enum Exit {
         ipa: u64,
         /// The fault was met by a stage-1 table walk.
         s1ptw: bool,
+        /// A permission fault: the IPA is mapped. RAM that is can always be read and executed, so a walk that meets one was to update
+        /// a descriptor.
+        permission: bool,
     },
     /// A debug exception (BRK, breakpoint, watchpoint, single step) that was routed to us: it belongs to the guest.
     Debug {
@@ -62,6 +65,8 @@ pub struct DataAbort {
     pub cache_maintenance: bool,
     /// The fault was met by a stage-1 table walk.
     pub s1ptw: bool,
+    /// A permission fault: the IPA is mapped.
+    pub permission: bool,
     /// The instruction's fields, where the syndrome has them (ISV).
     pub access: Option<Access>,
 }
@@ -77,6 +82,17 @@ pub struct Access {
     pub register: u8,
     /// The transfer register is 64 bits wide.
     pub sixty_four: bool,
+}
+
+impl DataAbort {
+    /// For an IPA in RAM: whether the guest was about to change it. RAM that is mapped can always be read, so whatever meets a
+    /// permission fault writes, a walk too, except cache maintenance.
+    pub fn is_store(&self) -> bool {
+        match self.permission {
+            true => self.s1ptw || !self.cache_maintenance,
+            false => self.write && !self.cache_maintenance,
+        }
+    }
 }
 
 impl Access {
@@ -102,6 +118,8 @@ impl Exit {
 
     fn decode_syndrome(syndrome: u64, ipa: u64) -> Exit {
         let bit = |n: u32| syndrome >> n & 1 == 1;
+        // DFSC or IFSC: permission fault, at any level.
+        let permission = syndrome & 0x3c == 0x0c;
         match (syndrome >> 26 & 0x3f) as u8 {
             0x01 => Exit::Wfx,
             0x16 => Exit::Hvc,
@@ -116,12 +134,13 @@ impl Exit {
                     read: bit(0),
                 })
             }
-            0x20 => Exit::InstructionAbort { ipa, s1ptw: bit(7) },
+            0x20 => Exit::InstructionAbort { ipa, s1ptw: bit(7), permission },
             0x24 => Exit::DataAbort(DataAbort {
                 ipa,
                 write: bit(6),
                 cache_maintenance: bit(8),
                 s1ptw: bit(7),
+                permission,
                 access: bit(24).then(|| Access {
                     size: 1 << (syndrome >> 22 & 3),
                     sign_extend: bit(21),
@@ -159,7 +178,31 @@ mod tests {
         assert_eq!(Access { sign_extend: false, ..access }.extend(0x1_8001), 0x8001);
         assert_eq!(Access { size: 8, ..access }.extend(u64::MAX), u64::MAX);
         let Exit::DataAbort(pair) = Exit::decode_syndrome(0x24 << 26 | 1 << 6 | 1 << 8 | 1 << 7, 1) else { panic!() };
-        assert_eq!(pair, DataAbort { ipa: 1, write: true, cache_maintenance: true, s1ptw: true, access: None });
+        let expected =
+            DataAbort { ipa: 1, write: true, cache_maintenance: true, s1ptw: true, permission: false, access: None };
+        assert_eq!(pair, expected);
+    }
+
+    #[test]
+    fn what_stores_is_told_from_what_does_not() {
+        const PERMISSION: u64 = 0b001111;
+        const TRANSLATION: u64 = 0b000111;
+        let store = |iss: u64| match Exit::decode_syndrome(0x24 << 26 | 1 << 25 | iss, 0) {
+            Exit::DataAbort(abort) => abort.is_store(),
+            other => panic!("{other:?}"),
+        };
+        let (write, walk, maintenance) = (1 << 6, 1 << 7, 1 << 8);
+        assert!(store(PERMISSION | write) && store(PERMISSION), "an atomic may report a read");
+        assert!(store(PERMISSION | walk) && store(PERMISSION | walk | write), "a descriptor's update");
+        assert!(store(PERMISSION | walk | maintenance), "an update by an address translation instruction");
+        assert!(!store(PERMISSION | maintenance | write));
+        assert!(store(TRANSLATION | write) && !store(TRANSLATION));
+        assert!(!store(TRANSLATION | maintenance | write) && !store(TRANSLATION | walk));
+        let fetch = |iss: u64| Exit::decode_syndrome(0x20 << 26 | iss, 7);
+        let abort = |s1ptw, permission| Exit::InstructionAbort { ipa: 7, s1ptw, permission };
+        assert_eq!(fetch(PERMISSION | walk), abort(true, true));
+        assert_eq!(fetch(TRANSLATION | walk), abort(true, false));
+        assert_eq!(fetch(PERMISSION), abort(false, true));
     }
 
     #[test]
@@ -168,7 +211,7 @@ mod tests {
         assert_eq!(ec(0x01), Exit::Wfx);
         assert_eq!(ec(0x16), Exit::Hvc);
         assert_eq!(ec(0x17), Exit::Smc);
-        assert_eq!(ec(0x20), Exit::InstructionAbort { ipa: 7, s1ptw: false });
+        assert_eq!(ec(0x20), Exit::InstructionAbort { ipa: 7, s1ptw: false, permission: false });
         assert_eq!(ec(0x3c), Exit::Debug { ec: 0x3c });
         assert_eq!(ec(0x2f), Exit::Other { ec: 0x2f });
     }

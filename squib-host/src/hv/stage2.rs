@@ -4,6 +4,7 @@
 //! so a call never spans two VM regions; where the view was opened piece by piece, each piece is mapped by a call of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use applevisor::prelude::{HypervisorError, MemPerms};
 
@@ -39,12 +40,14 @@ fn check(code: i32) -> Result<(), HypervisorError> {
 #[derive(Debug)]
 pub struct MappedRam {
     ram: Arc<GuestRam>,
+    /// What arrives later is mapped without write permission.
+    arrives_protected: AtomicBool,
 }
 
 impl MappedRam {
     /// RAM of which nothing is mapped yet.
     pub fn absent(ram: Arc<GuestRam>) -> MappedRam {
-        MappedRam { ram }
+        MappedRam { ram, arrives_protected: AtomicBool::new(false) }
     }
 
     /// Maps all of `ram`, with every permission, by one call.
@@ -57,6 +60,19 @@ impl MappedRam {
     /// The RAM.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// The permission that pages are mapped with which come into place while the machine runs.
+    pub fn arrival(&self) -> Permission {
+        match self.arrives_protected.load(Ordering::Acquire) {
+            true => Permission::ReadExec,
+            false => Permission::ReadWriteExec,
+        }
+    }
+
+    /// Sets [`MappedRam::arrival`]. While no page comes into place.
+    pub fn set_arrival(&self, permission: Permission) {
+        self.arrives_protected.store(permission == Permission::ReadExec, Ordering::Release);
     }
 
     /// Maps an unmapped range. The bytes must be complete: the guest sees them at once.

@@ -32,14 +32,8 @@ impl BitmapSlice for DirtyHook {}
 
 impl Bitmap for DirtyHook {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        let (Some(bitmap), true) = (&self.bitmap, len > 0) else { return };
-        let page = bitmap.page_size();
-        let first = self.base + offset as u64;
-        let last = first + (len as u64 - 1);
-        let mut addr = first;
-        while addr <= last {
-            bitmap.set_dirty(addr);
-            addr = (addr - bitmap.ram_start()) / page * page + page + bitmap.ram_start();
+        if let Some(bitmap) = &self.bitmap {
+            bitmap.set_range_dirty(self.base + offset as u64, len as u64);
         }
     }
 

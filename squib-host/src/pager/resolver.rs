@@ -21,7 +21,7 @@ use super::source::{Origin, PageSource, SourceError};
 use super::state::{ABSENT, Claim, FILLED, POISONED, PageStates};
 use super::stats::{Cause, Counters};
 use crate::error::{Error, Result};
-use crate::hv::stage2::{MappedRam, Permission};
+use crate::hv::stage2::MappedRam;
 use crate::memory::{GRANULE, GuestRam};
 
 /// Pages of a block: 2 MiB.
@@ -375,7 +375,7 @@ impl Pager {
     fn publish(&self, pages: Range<u64>) -> Result<()> {
         let offset = pages.start * GRANULE;
         let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
-        let result = self.mapped.map(offset, len, Permission::ReadWriteExec);
+        let result = self.mapped.map(offset, len, self.mapped.arrival());
         let mut last = false;
         for page in pages {
             match result {

@@ -193,8 +193,9 @@ impl VcpuThread {
                 }
                 Exit::SysReg(access) => self.system_register(access).hv("answer a system register access")?,
                 Exit::DataAbort(abort) => self.data_abort(abort)?,
-                Exit::InstructionAbort { ipa, s1ptw: walk } if self.shared.in_ram(ipa) => {
-                    self.ram_fault(RamFault { ipa, access: Access::Fetch, walk })?;
+                Exit::InstructionAbort { ipa, s1ptw: walk, permission } if self.shared.in_ram(ipa) => {
+                    let access = if walk && permission { Access::Write } else { Access::Fetch };
+                    self.ram_fault(RamFault { ipa, access, walk })?;
                 }
                 Exit::InstructionAbort { ipa, .. } => {
                     self.crash(format!("it jumped to {ipa:#x}, where there is no RAM"))?;
@@ -302,8 +303,11 @@ impl VcpuThread {
 
     fn data_abort(&mut self, abort: DataAbort) -> Result<()> {
         if self.shared.in_ram(abort.ipa) {
-            let store = abort.write && !abort.cache_maintenance;
-            let access = if store { Access::Write } else { Access::Read };
+            let access = if abort.is_store() { Access::Write } else { Access::Read };
+            if abort.permission && access == Access::Read {
+                // Cache maintenance of a write-protected page: nothing to be done, all that see RAM see the same.
+                return self.advance().hv("move PC");
+            }
             return self.ram_fault(RamFault { ipa: abort.ipa, access, walk: abort.s1ptw });
         }
         if abort.cache_maintenance {

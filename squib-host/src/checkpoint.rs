@@ -1,0 +1,256 @@
+//! Snapshots that the guest does not wait for, and what the next diff continues.
+//!
+//! In the pause: registers and devices are read, RAM is write-protected, the dirty pages are taken out of the log and their bytes are put
+//! aside. Up to [`COPY_LIMIT`] of them are copied into memory; more, and full snapshots, are written to the new file, without a sync.
+//! Then the guest may go on, and a thread writes, syncs and commits the pair. One snapshot is under way at a time: the next one
+//! waits for it before it stops the guest.
+//!
+//! Only a commit makes a snapshot the parent of the next diff, and only a commit keeps its pages out of it. After a failure the
+//! parent is the same as before and the next diff holds the pages of both.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use squib_snapshot::{
+    Contents, MachineRecord, MicrovmState, PairReport, PairRequest, PreparedPair, SnapshotId, SnapshotKind,
+    prepare_pair,
+};
+
+use crate::config::{SaveTarget, SnapshotReport};
+use crate::error::{Error, Result};
+use crate::frozen::FrozenPages;
+use crate::machine::Machine;
+use crate::save;
+use crate::track::Taken;
+
+/// Dirty bytes that are copied into memory in the pause. What is more goes to the file in the pause: the guest stands still longer, and
+/// memory stays bounded.
+const COPY_LIMIT: u64 = 64 << 20;
+
+/// The snapshots of one machine.
+#[derive(Debug, Default)]
+pub struct Checkpoints {
+    /// The last snapshot that was committed, or restored from.
+    parent: Arc<Mutex<Option<SnapshotId>>>,
+    /// The one under way; returns the buffer it used.
+    worker: Option<JoinHandle<Vec<u8>>>,
+    buffer: Vec<u8>,
+}
+
+impl Checkpoints {
+    /// Waits until no snapshot is under way.
+    pub fn settle(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            // A worker that panicked has said so, its pages are dirty again, and its caller sees that no result comes.
+            self.buffer = worker.join().unwrap_or_default();
+        }
+    }
+
+    /// The snapshot that a diff taken now continues.
+    pub fn parent(&self) -> Option<SnapshotId> {
+        *self.parent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine stands where this snapshot was taken.
+    pub fn continue_from(&mut self, parent: SnapshotId) {
+        *self.parent.lock().unwrap_or_else(PoisonError::into_inner) = Some(parent);
+    }
+
+    /// Writes, syncs and commits what was begun. `pause` is how long the guest stood still, if it runs already.
+    pub fn finish(&mut self, begun: Begun, pause: Option<Duration>) -> Result<PendingSnapshot> {
+        let (stopped_at, parent) = (begun.stopped_at, Arc::clone(&self.parent));
+        let (sender, result) = channel();
+        let worker = move || {
+            let (result, buffer) = begun.commit(&parent);
+            if let Err(lost) = sender.send(result)
+                && let Err(error) = lost.0
+            {
+                tracing::error!(%error, "a snapshot failed, and nobody asked");
+            }
+            buffer
+        };
+        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(worker);
+        self.worker =
+            Some(spawned.map_err(|source| Error::System { action: "start a snapshot's thread".into(), source })?);
+        Ok(PendingSnapshot { result, stopped_at, pause })
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+/// A snapshot whose guest may run on, on its way to the disk.
+#[derive(Debug)]
+#[must_use = "whether it got there, only `wait` tells"]
+pub struct PendingSnapshot {
+    result: Receiver<Result<SnapshotReport>>,
+    stopped_at: Instant,
+    pause: Option<Duration>,
+}
+
+impl PendingSnapshot {
+    /// How long the guest stood still; `None` if it still does.
+    pub fn pause(&self) -> Option<Duration> {
+        self.pause
+    }
+
+    /// Waits until the snapshot is durable, or has failed.
+    pub fn wait(self) -> Result<SnapshotReport> {
+        let result = self.result.recv().unwrap_or_else(|_| Err(no_result()));
+        self.complete(result)
+    }
+
+    /// As [`PendingSnapshot::wait`], but waits at most `timeout`: gives itself back if that is not enough.
+    pub fn wait_timeout(self, timeout: Duration) -> Result<Result<SnapshotReport>, PendingSnapshot> {
+        match self.result.recv_timeout(timeout) {
+            Ok(result) => Ok(self.complete(result)),
+            Err(RecvTimeoutError::Disconnected) => Ok(Err(no_result())),
+            Err(RecvTimeoutError::Timeout) => Err(self),
+        }
+    }
+
+    fn complete(&self, result: Result<SnapshotReport>) -> Result<SnapshotReport> {
+        let total = self.stopped_at.elapsed();
+        result.map(|report| SnapshotReport { pause: self.pause.unwrap_or(total), total, ..report })
+    }
+}
+
+fn no_result() -> Error {
+    Error::State("the thread that writes a snapshot panicked".into())
+}
+
+/// A snapshot whose moment has passed: nothing more is read of the machine.
+#[derive(Debug)]
+pub struct Begun {
+    stopped_at: Instant,
+    capture: Duration,
+    ram: (u64, u64),
+    parent: Option<SnapshotId>,
+    target: SaveTarget,
+    taken: Option<Taken>,
+    work: Work,
+    /// The buffer, if the pages did not need it.
+    spare: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Work {
+    Prepared(PreparedPair<'static>),
+    Copied { state: Box<MicrovmState>, record: Box<MachineRecord>, memory: FrozenPages },
+}
+
+/// Everything that must happen while the machine stands still.
+pub fn begin(machine: &mut Machine, kind: SnapshotKind, target: &SaveTarget) -> Result<Begun> {
+    let started = Instant::now();
+    let stopped_at = machine.stopped_at.unwrap_or(started);
+    let parent = match kind {
+        SnapshotKind::Full => None,
+        SnapshotKind::Diff => Some(machine.diff_parent()?),
+    };
+    let (state, record) = save::capture(machine)?;
+    let capture = started.elapsed();
+    // Until what is needed is put aside nothing arrives: what is absent is read from its source.
+    let pager = machine.parts.shared.faults.pager().cloned();
+    let _quiet = pager.as_ref().map(|pager| pager.quiet());
+    let taken = machine.parts.shared.faults.checkpoint()?;
+    let ram = machine.parts.mapped.ram();
+    let (start, size) = (ram.base(), ram.size());
+    let buffer = std::mem::take(&mut machine.checkpoints.buffer);
+    let (work, spare) = match (&taken, parent) {
+        (Some(taken), Some(_)) if taken.bytes() <= COPY_LIMIT => {
+            let failed = |source| Error::System { action: "copy the dirty pages of the guest".into(), source };
+            let memory = FrozenPages::copy(ram, taken.pages(), buffer).map_err(failed)?;
+            (Work::Copied { state: Box::new(state), record: Box::new(record), memory }, Vec::new())
+        }
+        _ => {
+            let contents = contents(parent, taken.as_ref());
+            (Work::Prepared(prepare_pair(&request(target, &state, &record, &**ram, (start, size), contents))?), buffer)
+        }
+    };
+    Ok(Begun { stopped_at, capture, ram: (start, size), parent, target: target.clone(), taken, work, spare })
+}
+
+fn contents(parent: Option<SnapshotId>, taken: Option<&Taken>) -> Contents<'_> {
+    match (parent, taken) {
+        (Some(parent), Some(taken)) => Contents::Diff { parent, pages: taken.pages() },
+        _ => Contents::Full,
+    }
+}
+
+fn request<'a>(
+    target: &'a SaveTarget,
+    state: &'a MicrovmState,
+    machine: &'a MachineRecord,
+    memory: &'a dyn squib_snapshot::PageReader,
+    (ram_start, ram_size): (u64, u64),
+    contents: Contents<'a>,
+) -> PairRequest<'a> {
+    PairRequest {
+        state_path: &target.state,
+        memory_path: &target.memory,
+        state,
+        machine,
+        memory,
+        ram_start,
+        ram_size,
+        contents,
+        block_size: 0,
+    }
+}
+
+impl Begun {
+    /// The rest. Returns the buffer as well.
+    fn commit(self, parent: &Mutex<Option<SnapshotId>>) -> (Result<SnapshotReport>, Vec<u8>) {
+        let contents = contents(self.parent, self.taken.as_ref());
+        let (saved, buffer) = match self.work {
+            Work::Prepared(pair) => (pair.commit(), self.spare),
+            Work::Copied { state, record, memory } => {
+                let prepared = prepare_pair(&request(&self.target, &state, &record, &memory, self.ram, contents));
+                (prepared.and_then(PreparedPair::commit), memory.into_buffer())
+            }
+        };
+        let saved = match saved {
+            Ok(saved) => saved,
+            // The pages taken become dirty again here.
+            Err(error) => return (Err(error.into()), buffer),
+        };
+        let written = self.taken.as_ref().map(|taken| (taken.bytes(), taken.faults()));
+        *parent.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved.identity);
+        if let Some(taken) = self.taken {
+            taken.commit();
+        }
+        let report = report(&self.target, &saved, self.parent, self.capture, self.ram.1, written);
+        (report, buffer)
+    }
+}
+
+fn report(
+    target: &SaveTarget,
+    saved: &PairReport,
+    parent: Option<SnapshotId>,
+    capture: Duration,
+    ram_bytes: u64,
+    written: Option<(u64, u64)>,
+) -> Result<SnapshotReport> {
+    let examine = |source| Error::File { action: "examine", path: target.memory.clone(), source };
+    let memory = std::fs::metadata(&target.memory).map_err(examine)?;
+    Ok(SnapshotReport {
+        identity: saved.identity,
+        parent,
+        pause: Duration::ZERO,
+        total: Duration::ZERO,
+        capture,
+        ram_bytes,
+        dirty_bytes: written.map(|(bytes, _)| bytes),
+        write_faults: written.map_or(0, |(_, faults)| faults),
+        memory_file_bytes: memory.len(),
+        memory_disk_bytes: memory.blocks() * 512,
+        state_file_bytes: saved.state_bytes,
+    })
+}

@@ -1,0 +1,200 @@
+//! Dirty tracking on bare-metal guests, where it is known to the page what is written: every way to write to RAM, what only looks like
+//! writing, vCPUs that write to the same block, and snapshots that fail.
+
+use std::path::Path;
+use std::time::Duration;
+
+use squib_host::{
+    ChainDir, ChainWriter, DirtyGranule, Machine, MachineConfig, RestoreBackend, RunOutcome, SaveTarget, SnapshotKind,
+};
+use squib_snapshot::{Chain, StateFile};
+use squib_tests::{Output, Random, Shadow, bare_image, run_for, turn};
+
+const PAGE: u64 = 16 << 10;
+/// Where the guests write, in pages from the start of RAM.
+const DATA: u64 = (16 << 20) / PAGE;
+
+fn link(directory: &Path, number: usize) -> SaveTarget {
+    let file = |extension| directory.join(format!("{number}.{extension}"));
+    SaveTarget { state: file("state"), memory: file("mem") }
+}
+
+fn tracked(image: &str, granule: DirtyGranule) -> MachineConfig {
+    let mut config = MachineConfig::new(bare_image(image));
+    (config.memory_mib, config.track_dirty_pages, config.dirty_granule) = (32, true, granule);
+    config
+}
+
+/// The pages (from the guests' memory on) that a diff holds.
+fn pages(target: &SaveTarget) -> Vec<u64> {
+    let state = StateFile::open(&target.state).unwrap();
+    let pages = state.pages().expect("a diff");
+    assert_eq!(pages.page_size(), PAGE);
+    pages.iter().map(|page| page - DATA).collect()
+}
+
+fn all_ways_to_write(granule: DirtyGranule) -> Vec<u64> {
+    let directory = tempfile::tempdir().unwrap();
+    let (base, diff) = (link(directory.path(), 0), link(directory.path(), 1));
+    let (output, mut shadow) = (Output::default(), Shadow::default());
+    let mut config = tracked("writes.img", granule);
+    config.console = output.console(&["ready\n", "done\n"]);
+    let mut machine = Machine::boot(config).unwrap();
+    output.run_to_watch(&mut machine);
+    shadow.check(&mut machine, SnapshotKind::Full, &base);
+    output.run_to_watch(&mut machine);
+    let report = shadow.check(&mut machine, SnapshotKind::Diff, &diff);
+    assert!(report.write_faults > 0 && report.dirty_bytes.is_some_and(|bytes| bytes > 0), "{report:?}");
+    // The store of 4 bytes at the end of page 9 and 4 in page 10.
+    assert_eq!(&shadow.ram()[((DATA + 10) * PAGE) as usize..][..4], &[0; 4]);
+    assert_eq!(&shadow.ram()[((DATA + 10) * PAGE - 4) as usize..][..4], &0x1234_5678_u32.to_le_bytes());
+    assert!(matches!(machine.run(Some(Duration::from_secs(60))).unwrap(), RunOutcome::PowerOff));
+    pages(&diff)
+}
+
+/// Every way: general, pair, vector, structure, exclusive, atomic, DC ZVA, write-back, across pages, release; and the updates of
+/// descriptors by a fetch, a load and a store. Loads, fetches and cache maintenance are none.
+fn written() -> Vec<u64> {
+    (0..=11).chain([20, 32, 36, 40]).collect()
+}
+
+#[test]
+fn every_write_is_in_the_diff_and_nothing_else_is() {
+    let _turn = turn();
+    assert_eq!(all_ways_to_write(DirtyGranule::Page), written());
+    // All of it lies in the first block of 2 MiB.
+    assert_eq!(all_ways_to_write(DirtyGranule::Block), (0..128).collect::<Vec<_>>());
+}
+
+#[cfg(not(all(target_os = "macos", target_arch = "aarch64")))]
+#[test]
+fn faults_that_tell_little_are_enough() {
+    let _turn = turn();
+    let configure = |switches: &str| {
+        let mut config = squib_sim::Config::default();
+        config.apply(switches).unwrap();
+        squib_sim::configure(config);
+    };
+    configure("fault-details=vague");
+    let found = std::panic::catch_unwind(|| all_ways_to_write(DirtyGranule::Page));
+    configure("");
+    assert_eq!(found.unwrap(), written());
+}
+
+/// Two vCPUs write to the same two blocks all the time, while granules change.
+#[test]
+fn a_storm_on_one_block_loses_nothing() {
+    let _turn = turn();
+    let mut random = Random::new();
+    for granule in [DirtyGranule::Adaptive, DirtyGranule::Page, DirtyGranule::Block] {
+        let directory = tempfile::tempdir().unwrap();
+        let (output, mut shadow) = (Output::default(), Shadow::default());
+        let mut config = tracked("storm.img", granule);
+        (config.cpus, config.console) = (2, output.console(&["go\n"]));
+        let mut machine = Machine::boot(config).unwrap();
+        output.run_to_watch(&mut machine);
+        shadow.check(&mut machine, SnapshotKind::Full, &link(directory.path(), 0));
+        for round in 1..60 {
+            run_for(&mut machine, Duration::from_micros(random.below(4000)));
+            shadow.check(&mut machine, SnapshotKind::Diff, &link(directory.path(), round));
+        }
+    }
+}
+
+/// The links of a chain are one memory, the machine of any of them comes back either way, and goes on with the chain.
+#[test]
+fn a_chain_is_restored_at_any_link_and_continued() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let output = Output::default();
+    let mut config = tracked("storm.img", DirtyGranule::Adaptive);
+    (config.cpus, config.console) = (2, output.console(&["go\n"]));
+    let mut machine = Machine::boot(config).unwrap();
+    output.run_to_watch(&mut machine);
+    let mut writer = ChainWriter::open(directory.path(), &machine).unwrap();
+    let mut moments = Vec::new();
+    for _ in 0..4 {
+        run_for(&mut machine, Duration::from_millis(5));
+        assert_eq!(writer.checkpoint(&mut machine).unwrap(), None);
+        let (files, report) = writer.finish().unwrap().unwrap();
+        assert_eq!(report.parent.is_none(), moments.is_empty());
+        let mut ram = vec![0; machine.ram_size() as usize];
+        machine.read_ram(0, &mut ram).unwrap();
+        moments.push((files, ram));
+    }
+    // Only its machine continues a chain, and only one at a time.
+    let error = ChainWriter::open(directory.path(), &machine).unwrap_err().to_string();
+    assert!(error.contains("another squib"), "{error}");
+    let elsewhere = link(directory.path(), 99);
+    machine.snapshot(&SaveTarget { state: directory.path().join("vm.state"), ..elsewhere }).unwrap();
+    let error = writer.checkpoint(&mut machine).unwrap_err().to_string();
+    assert!(error.contains("start a new one"), "{error}");
+    drop((writer, machine));
+
+    let chain = ChainDir::open(directory.path()).unwrap();
+    assert_eq!(chain.links().len(), moments.len());
+    for (at, (_, ram)) in moments.iter().enumerate() {
+        for backend in [RestoreBackend::Map, RestoreBackend::File, RestoreBackend::Copy] {
+            let mut config = chain.restore_config(Some(at)).unwrap();
+            (config.backend, config.track_dirty_pages) = (backend.clone(), true);
+            let mut machine = Machine::restore(config).unwrap();
+            let mut now = vec![0; machine.ram_size() as usize];
+            machine.read_ram(0, &mut now).unwrap();
+            assert!(now == *ram, "link {at}, {backend:?}");
+            if at + 1 < moments.len() {
+                let error = ChainWriter::open(directory.path(), &machine).unwrap_err().to_string();
+                assert!(error.contains("does not continue"), "{error}");
+                continue;
+            }
+            run_for(&mut machine, Duration::from_millis(5));
+            if !matches!(backend, RestoreBackend::Copy) {
+                // A diff on top of what was restored, without a full snapshot in between; not into the chain.
+                Shadow::of(chain.links()).check(&mut machine, SnapshotKind::Diff, &link(directory.path(), 100));
+                continue;
+            }
+            let mut writer = ChainWriter::open(directory.path(), &machine).unwrap();
+            writer.checkpoint(&mut machine).unwrap();
+            let (_, report) = writer.finish().unwrap().unwrap();
+            assert!(report.parent.is_some());
+        }
+    }
+    let links = ChainDir::open(directory.path()).unwrap().links().to_vec();
+    assert_eq!(links.len(), moments.len() + 1);
+    let diffs: Vec<_> = links[1..].iter().map(|link| (&link.state, &link.memory)).collect();
+    Chain::open((&links[0].state, &links[0].memory), &diffs).unwrap().verify_report().unwrap();
+}
+
+/// Snapshots that fail, in the pause and after it, lose nothing: the next diff is complete.
+#[test]
+fn a_failed_snapshot_loses_no_page() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let gone = link(&directory.path().join("no such directory"), 0);
+    let (output, mut shadow) = (Output::default(), Shadow::default());
+    let mut config = tracked("storm.img", DirtyGranule::Adaptive);
+    (config.cpus, config.console) = (2, output.console(&["go\n"]));
+    let mut machine = Machine::boot(config).unwrap();
+    output.run_to_watch(&mut machine);
+    let error = machine.snapshot_diff(&link(directory.path(), 0)).unwrap_err().to_string();
+    assert!(error.contains("take a full one first"), "{error}");
+    machine.snapshot(&gone).unwrap_err();
+    assert_eq!(machine.last_snapshot(), None);
+    for round in 0..12 {
+        let good = link(directory.path(), round);
+        let kind = if round % 4 == 0 { SnapshotKind::Full } else { SnapshotKind::Diff };
+        let report = shadow.check(&mut machine, kind, &good);
+        assert_eq!(machine.last_snapshot(), Some(report.identity));
+        // With the guest running, one after the other, and without a snapshot in between.
+        for failing in 0..round % 3 + 1 {
+            machine.resume().unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+            let kind = if failing == 1 { SnapshotKind::Full } else { SnapshotKind::Diff };
+            match machine.checkpoint(kind, &gone) {
+                Ok(pending) => drop(pending.wait().unwrap_err()),
+                Err(_) => assert_eq!(kind, SnapshotKind::Full, "a diff's pages are copied, it fails after the pause"),
+            }
+            assert_eq!(machine.last_snapshot(), Some(report.identity), "only a commit makes a parent");
+        }
+        run_for(&mut machine, Duration::from_millis(2));
+    }
+}
