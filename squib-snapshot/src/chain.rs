@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::checked::CheckedBlocks;
 use crate::error::{Result, SnapshotError};
 use crate::fs::read_exact_at;
+use crate::links;
 use crate::memory::PageReader;
 use crate::pair::Pair;
 use crate::state_file::StateFile;
@@ -69,7 +70,7 @@ impl Chain {
         let ram_size = base.ram_size()?;
         let mut links = vec![base];
         links.extend(diffs);
-        check_links(&links, ram_size)?;
+        links::check(&links, ram_size)?;
         Ok(Self { links, ram_size, checked: CheckedBlocks::default() })
     }
 
@@ -99,36 +100,14 @@ impl Chain {
     /// The newest link that holds the byte at `offset`, and the end (at most `limit`) of the stretch for which that is so.
     #[must_use]
     pub fn locate(&self, offset: u64, limit: u64) -> (usize, u64) {
-        let mut end = limit.min(self.ram_size);
-        for (index, link) in self.links.iter().enumerate().skip(1).rev() {
-            let Some(pages) = link.state_file().pages() else { continue };
-            let size = pages.page_size();
-            let page = offset / size;
-            if let Some((first, count)) = pages.runs_within(page, end.div_ceil(size)).next() {
-                if first == page {
-                    return (index, end.min((page + count).saturating_mul(size)));
-                }
-                end = first * size;
-            }
-        }
-        (0, end)
+        links::locate(&self.links, offset, limit.min(self.ram_size))
     }
 
     /// Whether RAM at `[offset, offset + len)` is known to be zero without reading any file.
     #[must_use]
     pub fn is_known_zero(&self, offset: u64, len: u64) -> bool {
-        let Some(end) = offset.checked_add(len).filter(|end| *end <= self.ram_size) else { return false };
-        let Some(record) = self.links[0].state_file().record() else { return false };
-        let mut at = offset;
-        while at < end {
-            let block = at / record.memory.sums.block_size();
-            let limit = record.memory.sums.block_range(block, self.ram_size).end.min(end);
-            match self.locate(at, limit) {
-                (0, next) if record.memory.sums.get(block).is_none() => at = next,
-                _ => return false,
-            }
-        }
-        true
+        let end = offset.checked_add(len).filter(|end| *end <= self.ram_size);
+        end.is_some_and(|end| links::known_zero(&self.links, self.ram_size, offset, end) == end)
     }
 
     /// Fills `buf` with RAM at `offset` as the files have it, unchecked.
@@ -224,56 +203,4 @@ impl PageReader for Chain {
     fn is_known_zero(&self, offset_from_ram_start: u64, len: u64) -> bool {
         Chain::is_known_zero(self, offset_from_ram_start, len)
     }
-}
-
-fn check_links(links: &[Pair], ram_size: u64) -> Result<()> {
-    let broken = |link: &Pair, reason: String| {
-        Err(SnapshotError::BrokenChain { path: link.state_file().path().to_path_buf(), reason })
-    };
-    if let Some(parent) = links[0].state_file().parent() {
-        return broken(&links[0], format!("it is a diff of {parent}; a chain begins with a full snapshot"));
-    }
-    if links[0].state_file().pages().is_some() {
-        return broken(&links[0], "it holds only some pages; a chain begins with a full snapshot".into());
-    }
-    for (index, link) in links.iter().enumerate().skip(1) {
-        let before = links[index - 1].state_file();
-        let (Some(record), Some(parent), Some(_)) =
-            (link.state_file().record(), link.state_file().parent(), link.state_file().pages())
-        else {
-            return broken(link, "it is a full snapshot, not a diff".into());
-        };
-        if parent != before.identity() {
-            let reason = match links.iter().position(|l| l.state_file().identity() == parent) {
-                Some(place) if place > index => {
-                    format!(
-                        "the order is wrong: it continues {:?}, which is given after it",
-                        links[place].state_file().path()
-                    )
-                }
-                Some(place) => format!(
-                    "it continues {:?}, not {:?} which is given before it",
-                    links[place].state_file().path(),
-                    before.path()
-                ),
-                None => format!(
-                    "it continues snapshot {parent}, which is not given; {:?} before it is {}",
-                    before.path(),
-                    before.identity()
-                ),
-            };
-            return broken(link, reason);
-        }
-        let start = |file: &StateFile| file.record().map(|r| r.memory.ram_start);
-        if record.memory.ram_size != ram_size || start(before).is_some_and(|s| s != record.memory.ram_start) {
-            return broken(
-                link,
-                format!(
-                    "its RAM is {} bytes at {:#x}, that of the base is {ram_size} bytes",
-                    record.memory.ram_size, record.memory.ram_start
-                ),
-            );
-        }
-    }
-    Ok(())
 }

@@ -11,6 +11,7 @@
 //! | save a machine | [`save_pair`], [`save_diff`], [`prepare_pair`], [`PairRequest`], [`MachineRecord`] |
 //! | open, map, check one | [`Pair`], [`StateFile`], [`load()`], [`describe`], [`recover`] |
 //! | read pages of a chain, checked | [`Chain::read_checked`], [`Chain::is_known_zero`] |
+//! | check pages that come from elsewhere | [`ChainStates`], [`digest`] |
 //! | know what was written | [`TrackedRegion`], [`DirtyBitmap`], [`PageSet`] |
 //! | capture and restore vCPUs, GIC, MMDS | [`vcpu_save`] |
 //! | know the bytes | [`format`](mod@format) |
@@ -54,13 +55,14 @@ pub mod atomic;
 mod bounded;
 pub mod chain;
 mod checked;
-mod digest;
+pub mod digest;
 pub mod dirty;
 pub mod envelope;
 pub mod error;
 mod fs;
 mod identity;
 mod image;
+mod links;
 pub mod load;
 pub mod memory;
 pub mod merge;
@@ -89,6 +91,7 @@ pub use envelope::{
 };
 pub use error::{Result, SnapshotError};
 pub use identity::{ParseIdError, SnapshotId};
+pub use links::ChainStates;
 pub use load::{LoadedSnapshot, SnapshotDescription, describe, inferred_memory_path, load};
 pub use memory::{MemorySnapshotKind, MemoryWriter, PageReader, VecPageReader};
 pub use merge::{MergeReport, merge};

@@ -306,3 +306,9 @@ impl Pair {
         SnapshotError::MemoryIo(at("read", &self.memory_path)(e))
     }
 }
+
+impl AsRef<StateFile> for Pair {
+    fn as_ref(&self) -> &StateFile {
+        &self.state
+    }
+}

@@ -38,6 +38,12 @@ pub struct StateFile {
     record: Option<SnapshotRecord>,
 }
 
+impl AsRef<StateFile> for StateFile {
+    fn as_ref(&self) -> &StateFile {
+        self
+    }
+}
+
 impl StateFile {
     /// Reads a file, after finishing a commit that a crash interrupted.
     ///

@@ -19,6 +19,7 @@ mod net;
 mod prefetch;
 mod priority;
 mod read;
+mod remote;
 mod resolver;
 mod source;
 mod state;
@@ -32,6 +33,7 @@ mod wait;
 pub use file::FileSource;
 pub use mach::{FaultHandler, MachPager, Registration, Verdict};
 pub use monitor::Monitor;
+pub use remote::{Images, Log, PageServer, RemoteConfig, RemoteSource, Stop};
 pub use source::{Origin, PageSource, SourceError};
 pub use stats::{Latency, PagerStats};
 

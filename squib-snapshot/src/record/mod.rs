@@ -139,7 +139,8 @@ impl MemoryRecord {
     }
 
     /// Byte ranges within `range` that the file holds, in ascending order.
-    pub(crate) fn ranges_within(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    #[must_use]
+    pub fn ranges_within(&self, range: Range<u64>) -> Vec<Range<u64>> {
         match &self.pages {
             None => vec![range],
             Some(pages) => byte_ranges(pages, range),

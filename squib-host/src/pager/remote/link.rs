@@ -1,0 +1,367 @@
+//! The connection to a page server: one that is there when it is needed, many requests on it at once, and a new one when it breaks.
+//!
+//! A thread per connection connects, exchanges HELLO and WELCOME, and then hands each answer to whoever waits for it. All
+//! waiting has an end: connecting can block where no timeout reaches, so it happens on that thread, too.
+
+use std::collections::HashMap;
+use std::io::{self, BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::protocol::{self, Hello, PAGE, VERSION, Welcome, code, kind};
+use super::server::list;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why a request had no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The connection is of no use any more; a new one may be. Says why.
+    Lost(String),
+    /// The server's refusal: code and text.
+    Refused(u16, String),
+    /// The answer is wrong, and would be again.
+    Wrong(String),
+}
+
+/// Where the server is, and what is wanted from it.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) path: PathBuf,
+    pub(super) hello: Hello,
+    /// A server that does not know what it serves will do: every page is checked.
+    pub(super) accept_unnamed: bool,
+    /// For each step.
+    pub(super) answer_timeout: Duration,
+}
+
+/// The one connection at a time.
+#[derive(Debug)]
+pub(super) struct Link {
+    target: Target,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Bytes of answers, over all connections.
+    pub(super) received: AtomicU64,
+}
+
+#[derive(Debug)]
+enum State {
+    /// To be tried when somebody asks, not before `at`; why it failed last.
+    Down {
+        at: Instant,
+        pause: Duration,
+        why: Option<String>,
+    },
+    /// A thread is at it; why it failed last.
+    Connecting {
+        pause: Duration,
+        why: Option<String>,
+    },
+    Up(Arc<Connection>),
+    Closed,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    pub(super) fn new(target: Target) -> Arc<Link> {
+        let state = Mutex::new(State::Down { at: Instant::now(), pause: FIRST_PAUSE, why: None });
+        Arc::new(Link { target, state, changed: Condvar::new(), received: AtomicU64::new(0) })
+    }
+
+    /// The connection, made if there is none. With `patient` it is tried again until `deadline`, otherwise the first
+    /// failure counts. The error says why the last attempt failed.
+    pub(super) fn connection(self: &Arc<Self>, deadline: Instant, patient: bool) -> Result<Arc<Connection>, String> {
+        let mut state = lock(&self.state);
+        loop {
+            let now = Instant::now();
+            let until = match &*state {
+                State::Closed => return Err("it is not used any more".into()),
+                State::Up(connection) => match connection.broken() {
+                    None => return Ok(Arc::clone(connection)),
+                    // Its own thread is about to say so.
+                    Some(_) => deadline,
+                },
+                State::Down { why: Some(why), .. } if !patient => return Err(why.clone()),
+                State::Down { at, .. } if *at > now => (*at).min(deadline),
+                State::Down { pause, why, .. } if now < deadline => {
+                    let connecting = State::Connecting { pause: *pause, why: why.clone() };
+                    self.start()?;
+                    *state = connecting;
+                    deadline
+                }
+                _ => deadline,
+            };
+            if now >= deadline {
+                return Err(match &*state {
+                    State::Down { why: Some(why), .. } | State::Connecting { why: Some(why), .. } => why.clone(),
+                    State::Up(connection) => connection.broken().unwrap_or_default(),
+                    _ => "it does not answer".into(),
+                });
+            }
+            state = self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Gives the connection up for good.
+    pub(super) fn close(&self) {
+        if let State::Up(connection) = std::mem::replace(&mut *lock(&self.state), State::Closed) {
+            connection.fail("closed".into());
+        }
+        self.changed.notify_all();
+    }
+
+    fn start(self: &Arc<Self>) -> Result<(), String> {
+        let link = Arc::clone(self);
+        let thread = thread::Builder::new().name("page server".into()).spawn(move || link.live());
+        thread.map(drop).map_err(|e| format!("no thread for it: {e}"))
+    }
+
+    /// One connection, from its beginning to its end, on its own thread.
+    fn live(&self) {
+        let (why, worked) = match self.open() {
+            Err(why) => (why, false),
+            Ok((connection, mut from)) => {
+                {
+                    let mut state = lock(&self.state);
+                    if matches!(*state, State::Closed) {
+                        return;
+                    }
+                    *state = State::Up(Arc::clone(&connection));
+                }
+                self.changed.notify_all();
+                let before = self.received.load(Ordering::Relaxed);
+                let why = connection.receive_all(&mut from, &self.received);
+                connection.fail(why.clone());
+                (connection.broken().unwrap_or(why), self.received.load(Ordering::Relaxed) > before)
+            }
+        };
+        let mut state = lock(&self.state);
+        let pause = match &*state {
+            State::Closed => return,
+            State::Connecting { pause, .. } if !worked => (*pause * 2).min(LONGEST_PAUSE),
+            _ if worked => FIRST_PAUSE,
+            // It connects and then does nothing right: not to be asked without a pause.
+            _ => LONGEST_PAUSE,
+        };
+        *state = State::Down { at: Instant::now() + pause, pause, why: Some(why) };
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn open(&self) -> Result<(Arc<Connection>, BufReader<UnixStream>), String> {
+        let Target { path, answer_timeout, .. } = &self.target;
+        let stream = UnixStream::connect(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => "there is no such socket".into(),
+            io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
+            _ => e.to_string(),
+        })?;
+        let prepare = || {
+            stream.set_read_timeout(Some(*answer_timeout))?;
+            stream.set_write_timeout(Some(*answer_timeout))?;
+            Ok((stream.try_clone()?, stream.try_clone()?))
+        };
+        let (mut writer, reader) = prepare().map_err(|e: io::Error| e.to_string())?;
+        let mut reader = BufReader::new(reader);
+        writer.write_all(&self.target.hello.encode()).map_err(|e| e.to_string())?;
+        let (kind, body) = receive_welcome(&mut reader).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => format!("no WELCOME within {answer_timeout:?}"),
+            _ => e.to_string(),
+        })?;
+        let welcome = match kind {
+            kind::WELCOME => Welcome::decode(&body).map_err(|e| e.0)?,
+            kind::ERROR => return Err(protocol::decode_error(&body).map_err(|e| e.0)?.1),
+            other => return Err(format!("it answers HELLO with a frame of kind {other}: is it a page server?")),
+        };
+        self.check(&welcome)?;
+        let connection = Connection {
+            stream,
+            writer: Mutex::new(writer),
+            waiting: Mutex::default(),
+            next: AtomicU64::new(1),
+            max_read: welcome.max_read,
+            answer_timeout: *answer_timeout,
+        };
+        Ok((Arc::new(connection), reader))
+    }
+
+    /// Whether the server has what this machine needs.
+    fn check(&self, welcome: &Welcome) -> Result<(), String> {
+        let Hello { ram_size, layers, .. } = &self.target.hello;
+        if welcome.version != VERSION {
+            return Err(format!("it speaks version {}, this program version {VERSION}", welcome.version));
+        }
+        let unnamed = welcome.layers.iter().all(|id| id.0 == [0; 16]);
+        if unnamed && !self.target.accept_unnamed {
+            return Err(
+                "it does not say which snapshot it serves, and pages are not checked: start it with --state".into()
+            );
+        }
+        if welcome.layers.len() != layers.len() || !unnamed && welcome.layers != *layers {
+            return Err(format!("it serves snapshot {}, not {}", list(&welcome.layers), list(layers)));
+        }
+        if welcome.ram_size != *ram_size {
+            return Err(format!("it serves {} bytes of RAM, this machine has {ram_size}", welcome.ram_size));
+        }
+        Ok(())
+    }
+}
+
+fn receive_welcome(from: &mut BufReader<UnixStream>) -> io::Result<(u16, Vec<u8>)> {
+    let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "it closed without an answer to HELLO");
+    let header = protocol::read_header(from)?.ok_or_else(closed)?;
+    // The longest WELCOME has 256 identities.
+    let body = protocol::read_body(from, &header, 32 + 16 * protocol::MAX_LAYERS as u32)?;
+    Ok((header.kind.get(), body))
+}
+
+/// An answer, or why there is none.
+type Answer = Result<Vec<u8>, Fault>;
+
+/// A request that was sent.
+pub(super) struct Sent {
+    answer: Receiver<Answer>,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    kind: u16,
+    limit: u32,
+    to: SyncSender<Answer>,
+}
+
+#[derive(Debug, Default)]
+struct WaitingAll {
+    by_id: HashMap<u64, Waiting>,
+    /// Why nothing will come any more.
+    broken: Option<String>,
+}
+
+/// A connection, welcomed.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: UnixStream,
+    writer: Mutex<UnixStream>,
+    waiting: Mutex<WaitingAll>,
+    next: AtomicU64,
+    max_read: u32,
+    answer_timeout: Duration,
+}
+
+impl Connection {
+    /// Most bytes to ask for with one READ.
+    pub(super) fn max_read(&self) -> u32 {
+        (self.max_read.min(protocol::MAX_READ) as u64 / PAGE * PAGE) as u32
+    }
+
+    fn broken(&self) -> Option<String> {
+        lock(&self.waiting).broken.clone()
+    }
+
+    /// Ends the connection: everyone who waits is told, the first reason counts.
+    fn fail(&self, why: String) {
+        let mut waiting = lock(&self.waiting);
+        let why = waiting.broken.get_or_insert(why).clone();
+        for (_, waiting) in waiting.by_id.drain() {
+            // Who has given up does not listen.
+            let _ = waiting.to.try_send(Err(Fault::Lost(why.clone())));
+        }
+        drop(waiting);
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Sends a request; the answer will be of kind `answer` and have at most `limit` bytes.
+    pub(super) fn send(&self, request: u16, body: &[u8], answer: u16, limit: u32) -> Result<Sent, Fault> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (to, from) = sync_channel(1);
+        {
+            let mut waiting = lock(&self.waiting);
+            if let Some(why) = &waiting.broken {
+                return Err(Fault::Lost(why.clone()));
+            }
+            waiting.by_id.insert(id, Waiting { kind: answer, limit, to });
+        }
+        let frame = protocol::frame(request, id, &[body]);
+        // Bound to a variable: the lock must be free again before `fail`.
+        let written = lock(&self.writer).write_all(&frame);
+        if let Err(e) = written {
+            let why = match e.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    format!("it takes no requests for {:?}", self.answer_timeout)
+                }
+                _ => format!("it closed the connection ({e})"),
+            };
+            self.fail(why.clone());
+            return Err(Fault::Lost(why));
+        }
+        Ok(Sent { answer: from, deadline: Instant::now() + self.answer_timeout })
+    }
+
+    /// Waits for the answer to a request.
+    pub(super) fn wait(&self, sent: &Sent) -> Answer {
+        match sent.answer.recv_timeout(sent.deadline.saturating_duration_since(Instant::now())) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => {
+                let why = format!("no answer within {:?}", self.answer_timeout);
+                self.fail(why.clone());
+                Err(Fault::Lost(why))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(Fault::Lost(self.broken().unwrap_or_default())),
+        }
+    }
+
+    /// Hands answers out until there are no more; says why.
+    fn receive_all(&self, from: &mut BufReader<UnixStream>, received: &AtomicU64) -> String {
+        loop {
+            match self.receive(from) {
+                Ok(Some(bytes)) => received.fetch_add(bytes, Ordering::Relaxed),
+                // Idle: whoever waits for an answer looks at the time himself.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+                Ok(None) => return "it closed the connection".into(),
+                Err(e) => return e.to_string(),
+            };
+        }
+    }
+
+    fn receive(&self, from: &mut BufReader<UnixStream>) -> io::Result<Option<u64>> {
+        let garbage = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+        let Some(header) = protocol::read_header(from)? else { return Ok(None) };
+        let (id, kind) = (header.id.get(), header.kind.get());
+        let limit = lock(&self.waiting).by_id.get(&id).map(|waiting| (waiting.kind, waiting.limit));
+        let error_limit = 8 + protocol::MAX_TEXT as u32;
+        let limit = match limit {
+            _ if kind == kind::ERROR => error_limit,
+            Some((expected, limit)) if expected == kind => limit,
+            Some((expected, _)) => return Err(garbage(format!("it answers with kind {kind} where {expected} is due"))),
+            None => return Err(garbage(format!("it answers request {id}, which nobody made (kind {kind})"))),
+        };
+        let body = protocol::read_body(from, &header, limit)?;
+        let bytes = (protocol::HEADER + body.len()) as u64;
+        let answer = match kind {
+            kind::ERROR => {
+                let (code, text) = protocol::decode_error(&body).map_err(|e| garbage(e.0))?;
+                if id == 0 || matches!(code, code::MALFORMED | code::BUSY) {
+                    return Err(garbage(text));
+                }
+                Err(Fault::Refused(code, text))
+            }
+            _ => Ok(body),
+        };
+        if let Some(waiting) = lock(&self.waiting).by_id.remove(&id) {
+            // Who has given up does not listen.
+            let _ = waiting.to.try_send(answer);
+        }
+        Ok(Some(bytes))
+    }
+}
