@@ -13,6 +13,7 @@ mod exit;
 mod guest_cache;
 mod merge;
 mod options;
+mod page_server;
 mod pager;
 mod progress;
 mod recover;
@@ -62,6 +63,7 @@ enum Command {
     Verify(verify::Args),
     Merge(merge::Args),
     Recover(recover::Args),
+    PageServer(page_server::Args),
     Demo(demo::Args),
     Bench(bench::Args),
 }
@@ -74,6 +76,7 @@ fn main() -> Exit {
         Command::Verify(args) => verify::main(args),
         Command::Merge(args) => merge::main(args),
         Command::Recover(args) => recover::main(args),
+        Command::PageServer(args) => page_server::main(args),
         Command::Demo(args) => demo::main(args),
         Command::Bench(args) => bench::main(args),
     };

@@ -36,9 +36,11 @@ pub struct Args {
     json: bool,
 }
 
-type Files = (PathBuf, PathBuf);
+/// The two files of a snapshot.
+pub type Files = (PathBuf, PathBuf);
 
-fn files(value: &str) -> Result<Files, String> {
+/// `STATE` or `STATE,MEMORY`.
+pub fn files(value: &str) -> Result<Files, String> {
     if let Some((state, memory)) = value.rsplit_once(',') {
         return Ok((state.into(), memory.into()));
     }

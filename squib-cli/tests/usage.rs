@@ -67,6 +67,7 @@ fn every_help_shows_examples() {
         &["verify"],
         &["merge"],
         &["recover"],
+        &["page-server"],
         &["demo"],
         &["bench", "boot"],
         &[],

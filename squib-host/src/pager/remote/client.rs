@@ -14,7 +14,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
 use super::link::{Connection, Fault, Link, Sent, Target};
-use super::protocol::{self, Hello, MAX_RANGES, PAGE, Range, VERSION, code, kind};
+use super::protocol::{self, Hello, MAX_RANGES, Malformed, PAGE, Range, VERSION, code, kind};
 use super::sums::{Joiner, held_in_page};
 use crate::pager::{Origin, PageSource, SourceError};
 
@@ -61,8 +61,11 @@ pub struct RemoteSource {
     states: ChainStates,
     link: Arc<Link>,
     /// For each layer and block: checksums of its pages, once they are known to be right.
-    sums: Vec<Vec<OnceLock<Box<[u64]>>>>,
+    sums: Vec<Vec<PageSums>>,
 }
+
+/// Checksums of the pages of one block.
+type PageSums = OnceLock<Box<[u64]>>;
 
 /// Part of a page that one layer gives.
 struct Piece {
@@ -105,7 +108,8 @@ impl RemoteSource {
         let sums =
             (0..states.links().len()).map(|layer| (0..blocks(layer)).map(|_| OnceLock::new()).collect()).collect();
         let source = RemoteSource { link: Link::new(target), config, states, sums };
-        let deadline = Instant::now() + source.config.answer_timeout;
+        // The thread that connects keeps to the time; this is for a connect that blocks.
+        let deadline = Instant::now() + 3 * source.config.answer_timeout;
         source.link.connection(deadline, false).map_err(|why| source.unavailable(&why))?;
         Ok(source)
     }
@@ -146,7 +150,8 @@ impl RemoteSource {
         let mut all_zero = true;
         for (batch, (sent, len)) in batches.into_iter().zip(sent) {
             let mut bytes = vec![0; len as usize];
-            all_zero &= protocol::decode_data(&connection.wait(&sent)?, &mut bytes).map_err(|e| Fault::Lost(e.0))?;
+            let answer = connection.wait(&sent)?;
+            all_zero &= protocol::decode_data(&answer, &mut bytes).map_err(|e| garbage(connection, e))?;
             let mut rest = &bytes[..];
             for piece in &pieces[batch] {
                 let (part, after) = rest.split_at(length(&piece.held) as usize);
@@ -198,7 +203,7 @@ impl RemoteSource {
     }
 
     /// The block of a piece, and where the checksums of its pages are kept; `None` where blocks are checked directly, or nothing is.
-    fn cell(&self, piece: &Piece) -> Result<Option<(u64, &OnceLock<Box<[u64]>>)>, Fault> {
+    fn cell(&self, piece: &Piece) -> Result<Option<(u64, &PageSums)>, Fault> {
         let block = piece.page * PAGE / self.memory(piece.layer)?.sums.block_size();
         Ok(self.sums[piece.layer].get(block as usize).map(|cell| (block, cell)))
     }
@@ -206,7 +211,7 @@ impl RemoteSource {
     /// Takes the checksums of a block's pages if joined they are the one in the state.
     fn take_sums(&self, connection: &Connection, asked: &SumsSent) -> Result<(), Fault> {
         let body = connection.wait(&asked.sent)?;
-        let sums = protocol::decode_sums_data(&body, asked.count).map_err(|e| Fault::Lost(e.0))?;
+        let sums = protocol::decode_sums_data(&body, asked.count).map_err(|e| garbage(connection, e))?;
         let memory = self.memory(asked.layer)?;
         let found = Joiner::default().join(memory, asked.block, &sums);
         // A block of a full snapshot without checksum is zero, and never asked for; one of a diff holds nothing.
@@ -293,6 +298,12 @@ impl RemoteSource {
     }
 }
 
+/// A server that sends what cannot be read is given up: what follows would be no better.
+fn garbage(connection: &Connection, malformed: Malformed) -> Fault {
+    connection.fail(malformed.0.clone());
+    Fault::Lost(malformed.0)
+}
+
 fn mismatch(what: &str, range: &std::ops::Range<u64>, found: u64, expected: u64) -> String {
     format!(
         "{what} at {:#x}..{:#x} are wrong: checksum {found:#018x}, the snapshot's state says {expected:#018x}",
@@ -330,7 +341,7 @@ impl PageSource for RemoteSource {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.size()) {
             return Err(self.damaged(&format!("{} bytes at {offset:#x} are not inside RAM", buf.len())));
         }
-        let deadline = Instant::now() + self.config.patience;
+        let mut deadline = Instant::now() + self.config.patience;
         let (mut at, mut origin, mut refused) = (0, Origin::Zero, None);
         while at < buf.len() {
             let connection = self.link.connection(deadline, true).map_err(|why| {
@@ -343,8 +354,11 @@ impl PageSource for RemoteSource {
             let len = (stop - start).min((buf.len() - at) as u64) as usize;
             let part = &mut buf[at..][..len];
             match self.fetch(&connection, start, part) {
-                Ok(Origin::Zero) => at += part.len(),
-                Ok(other) => (at, origin) = (at + part.len(), other),
+                Ok(from) => {
+                    at += part.len();
+                    deadline = Instant::now() + self.config.patience;
+                    origin = if from == Origin::Zero { origin } else { from };
+                }
                 Err(Fault::Lost(_)) => {}
                 Err(Fault::Wrong(why)) => return Err(self.damaged(&why)),
                 Err(Fault::Refused(code::IO, why)) => {

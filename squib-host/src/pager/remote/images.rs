@@ -124,7 +124,10 @@ impl Images {
             return Err(Refusal { code: code::RANGE, text });
         };
         let layer = self.layer(range.layer)?;
-        let held = |memory: &MemoryRecord| memory.ranges_within(offset..end) == [offset..end];
+        let held = |memory: &MemoryRecord| match &memory.ranges_within(offset..end)[..] {
+            [all] => *all == (offset..end),
+            _ => false,
+        };
         if layer.memory.as_ref().is_none_or(held) {
             return Ok(());
         }
@@ -211,15 +214,15 @@ impl Layer {
         let mut page = Vec::with_capacity(PAGE as usize);
         for start in range.clone().step_by(PAGE as usize) {
             let end = (start + PAGE).min(range.end);
-            let held = match &self.memory {
-                Some(memory) => memory.ranges_within(start..end),
-                None => vec![start..end],
-            };
             page.clear();
-            for part in held {
+            let mut take = |part: std::ops::Range<u64>| {
                 let from = page.len();
                 page.resize(from + (part.end - part.start) as usize, 0);
-                self.pread(part.start, &mut page[from..])?;
+                self.pread(part.start, &mut page[from..])
+            };
+            match &self.memory {
+                Some(memory) => memory.ranges_within(start..end).into_iter().try_for_each(take)?,
+                None => take(start..end)?,
             }
             sums.push(checksum(&page));
         }

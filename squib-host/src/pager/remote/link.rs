@@ -46,24 +46,29 @@ pub(super) struct Target {
 #[derive(Debug)]
 pub(super) struct Link {
     target: Target,
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
     changed: Condvar,
     /// Bytes of answers, over all connections.
     pub(super) received: AtomicU64,
 }
 
 #[derive(Debug)]
+struct Inner {
+    state: State,
+    /// What went wrong last.
+    why: Option<String>,
+}
+
+#[derive(Debug)]
 enum State {
-    /// To be tried when somebody asks, not before `at`; why it failed last.
+    /// To be tried when somebody asks, not before `at`.
     Down {
         at: Instant,
         pause: Duration,
-        why: Option<String>,
     },
-    /// A thread is at it; why it failed last.
+    /// A thread is at it.
     Connecting {
         pause: Duration,
-        why: Option<String>,
     },
     Up(Arc<Connection>),
     Closed,
@@ -75,47 +80,45 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Link {
     pub(super) fn new(target: Target) -> Arc<Link> {
-        let state = Mutex::new(State::Down { at: Instant::now(), pause: FIRST_PAUSE, why: None });
-        Arc::new(Link { target, state, changed: Condvar::new(), received: AtomicU64::new(0) })
+        let state = State::Down { at: Instant::now(), pause: FIRST_PAUSE };
+        let inner = Mutex::new(Inner { state, why: None });
+        Arc::new(Link { target, inner, changed: Condvar::new(), received: AtomicU64::new(0) })
     }
 
     /// The connection, made if there is none. With `patient` it is tried again until `deadline`, otherwise the first
-    /// failure counts. The error says why the last attempt failed.
+    /// failure counts. The error says what went wrong last.
     pub(super) fn connection(self: &Arc<Self>, deadline: Instant, patient: bool) -> Result<Arc<Connection>, String> {
-        let mut state = lock(&self.state);
+        let mut inner = lock(&self.inner);
         loop {
             let now = Instant::now();
-            let until = match &*state {
-                State::Closed => return Err("it is not used any more".into()),
-                State::Up(connection) => match connection.broken() {
-                    None => return Ok(Arc::clone(connection)),
-                    // Its own thread is about to say so.
-                    Some(_) => deadline,
-                },
-                State::Down { why: Some(why), .. } if !patient => return Err(why.clone()),
-                State::Down { at, .. } if *at > now => (*at).min(deadline),
-                State::Down { pause, why, .. } if now < deadline => {
-                    let connecting = State::Connecting { pause: *pause, why: why.clone() };
+            if now >= deadline {
+                return Err(match &inner.state {
+                    State::Up(connection) => connection.broken().or_else(|| inner.why.clone()),
+                    _ => inner.why.clone(),
+                }
+                .unwrap_or_else(|| "it does not answer".into()));
+            }
+            let until = match (&inner.state, &inner.why) {
+                (State::Closed, _) => return Err("it is not used any more".into()),
+                (State::Up(connection), _) if connection.broken().is_none() => return Ok(Arc::clone(connection)),
+                // Its own thread is about to say so.
+                (State::Up(_) | State::Connecting { .. }, _) => deadline,
+                (State::Down { .. }, Some(why)) if !patient => return Err(why.clone()),
+                (State::Down { at, .. }, _) if *at > now => deadline.min(*at),
+                (State::Down { pause, .. }, _) => {
+                    let pause = *pause;
                     self.start()?;
-                    *state = connecting;
+                    inner.state = State::Connecting { pause };
                     deadline
                 }
-                _ => deadline,
             };
-            if now >= deadline {
-                return Err(match &*state {
-                    State::Down { why: Some(why), .. } | State::Connecting { why: Some(why), .. } => why.clone(),
-                    State::Up(connection) => connection.broken().unwrap_or_default(),
-                    _ => "it does not answer".into(),
-                });
-            }
-            state = self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
+            inner = self.changed.wait_timeout(inner, until - now).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Gives the connection up for good.
     pub(super) fn close(&self) {
-        if let State::Up(connection) = std::mem::replace(&mut *lock(&self.state), State::Closed) {
+        if let State::Up(connection) = std::mem::replace(&mut lock(&self.inner).state, State::Closed) {
             connection.fail("closed".into());
         }
         self.changed.notify_all();
@@ -133,11 +136,11 @@ impl Link {
             Err(why) => (why, false),
             Ok((connection, mut from)) => {
                 {
-                    let mut state = lock(&self.state);
-                    if matches!(*state, State::Closed) {
+                    let mut inner = lock(&self.inner);
+                    if matches!(inner.state, State::Closed) {
                         return;
                     }
-                    *state = State::Up(Arc::clone(&connection));
+                    inner.state = State::Up(Arc::clone(&connection));
                 }
                 self.changed.notify_all();
                 let before = self.received.load(Ordering::Relaxed);
@@ -146,16 +149,16 @@ impl Link {
                 (connection.broken().unwrap_or(why), self.received.load(Ordering::Relaxed) > before)
             }
         };
-        let mut state = lock(&self.state);
-        let pause = match &*state {
+        let mut inner = lock(&self.inner);
+        let pause = match &inner.state {
             State::Closed => return,
-            State::Connecting { pause, .. } if !worked => (*pause * 2).min(LONGEST_PAUSE),
+            State::Connecting { pause } if !worked => (*pause * 2).min(LONGEST_PAUSE),
             _ if worked => FIRST_PAUSE,
             // It connects and then does nothing right: not to be asked without a pause.
             _ => LONGEST_PAUSE,
         };
-        *state = State::Down { at: Instant::now() + pause, pause, why: Some(why) };
-        drop(state);
+        *inner = Inner { state: State::Down { at: Instant::now() + pause, pause }, why: Some(why) };
+        drop(inner);
         self.changed.notify_all();
     }
 
@@ -270,7 +273,7 @@ impl Connection {
     }
 
     /// Ends the connection: everyone who waits is told, the first reason counts.
-    fn fail(&self, why: String) {
+    pub(super) fn fail(&self, why: String) {
         let mut waiting = lock(&self.waiting);
         let why = waiting.broken.get_or_insert(why).clone();
         for (_, waiting) in waiting.by_id.drain() {

@@ -415,3 +415,6 @@ pub fn decode_error(body: &[u8]) -> Result<(u16, String), Malformed> {
     }
     Ok((head.code.get(), String::from_utf8_lossy(text).replace(char::is_control, " ")))
 }
+
+#[cfg(test)]
+mod tests;
