@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use squib_host::{Machine, RunOutcome, SaveTarget, StopReason, Watch, WatchId};
 
+use crate::backend::{Back, Server};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::options::{EndArgs, Then};
@@ -41,17 +42,30 @@ pub struct Plan {
     timeout: Option<Duration>,
     report: Report,
     pager_stats: bool,
+    server: Option<Server>,
 }
 
 impl Plan {
     /// `snapshot` is taken on the way, if there is one.
     pub fn new(snapshot: Option<SnapshotPlan>, end: EndArgs) -> Self {
-        Plan { snapshot, exit_on: end.exit_on, timeout: end.timeout, report: Report::new(end.json), pager_stats: false }
+        Plan {
+            snapshot,
+            exit_on: end.exit_on,
+            timeout: end.timeout,
+            report: Report::new(end.json),
+            pager_stats: false,
+            server: None,
+        }
     }
 
     /// Says at the end what the pager did, if the machine has one.
     pub fn with_pager_stats(self, pager_stats: bool) -> Self {
         Plan { pager_stats, ..self }
+    }
+
+    /// Waits for this page server when it is away.
+    pub fn with_server(self, server: Option<Server>) -> Self {
+        Plan { server, ..self }
     }
 
     /// The texts to wait for.
@@ -86,11 +100,19 @@ impl Plan {
         let bar = machine.pager().and_then(StreamBar::start);
         loop {
             let left = deadline.map(|(_, at)| at.saturating_duration_since(Instant::now()));
-            let outcome = match machine.wait(left)? {
-                Some(outcome) => outcome,
-                None => {
+            let outcome = match (machine.wait(left), &mut self.server) {
+                (Ok(Some(outcome)), _) => outcome,
+                (Ok(None), _) => {
                     machine.pause()?;
                     RunOutcome::TimedOut
+                }
+                (Err(error), None) => return Err(error.into()),
+                (Err(error), Some(server)) => {
+                    match server.wait(error, &mut machine, deadline.map(|(_, at)| at), &self.report)? {
+                        Back::Yes => continue,
+                        Back::Ended(outcome) => outcome,
+                        Back::TimedOut => RunOutcome::TimedOut,
+                    }
                 }
             };
             let (end, exit) = match outcome {

@@ -3,6 +3,7 @@
 //! One file per subcommand. The guest's console is standard output; whatever squib itself has to say goes to standard
 //! error, progress only where that is a terminal. Exit codes: see [`exit::Exit`].
 
+mod backend;
 mod bench;
 mod child;
 mod demo;

@@ -136,6 +136,25 @@ impl Report {
         }
     }
 
+    /// The guest stands still: its page server is away. Said wherever standard error goes.
+    pub fn server_away(&self, error: &squib_host::Error, timeout: Duration) {
+        match self {
+            Report::Json => self.json(|| json!({"event": "server-away", "reason": error.to_string()})),
+            _ => eprintln!(
+                "squib: {error}; the guest stands still and goes on when the server is back, within {}",
+                HumanDuration(timeout)
+            ),
+        }
+    }
+
+    /// The page server is back, and the guest goes on.
+    pub fn server_back(&self, after: Duration) {
+        match self {
+            Report::Json => self.json(|| json!({"event": "server-back", "after_us": micros(after)})),
+            _ => eprintln!("squib: the page server is back after {}", millis(after)),
+        }
+    }
+
     /// What the pager did, where it was asked for.
     pub fn pager(&self, stats: &PagerStats) {
         match self {

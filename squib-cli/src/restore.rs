@@ -1,20 +1,22 @@
 //! `squib restore`: brings a snapshot back, in this new process.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use squib_host::{Machine, PagerConfig, RestoreBackend, RestoreConfig};
 
+use crate::backend;
 use crate::drive::Plan;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit::Exit;
-use crate::options::{Clock, EndArgs, SnapshotArgs};
+use crate::options::{Clock, EndArgs, SnapshotArgs, seconds};
 
 const AFTER_HELP: &str = "\
 Examples:
   squib restore --state vm.state --memory-file vm.mem
   squib restore --state vm.state --memory-file vm.mem --backend copy --timeout 60
+  squib restore --state vm.state --backend uffd --backend-path pages.sock
   squib restore --state vm.state --memory-file vm.mem --snapshot-on done --state-out vm2.state --memory-out vm2.mem
 
 One snapshot can be restored any number of times, at the same time too: its files are only read. Disks that the guest
@@ -30,6 +32,8 @@ enum Backend {
     Copy,
     /// Read each page when it is first needed, and compare it with its checksum
     File,
+    /// Fetch each page from a page server (--backend-path) when it is first needed, and compare it with its checksum
+    Uffd,
 }
 
 /// Bring a snapshot back and go on from there.
@@ -39,19 +43,25 @@ pub struct Args {
     /// The snapshot's state file
     #[arg(long, value_name = "FILE")]
     state: PathBuf,
-    /// The snapshot's memory file
-    #[arg(long, value_name = "FILE")]
-    memory_file: PathBuf,
+    /// The snapshot's memory file; a page server has it for --backend uffd
+    #[arg(long, value_name = "FILE", required_unless_present = "backend_path")]
+    memory_file: Option<PathBuf>,
     /// How RAM arrives
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
-    /// Bring in only what is needed, nothing in the background (--backend file)
+    /// The socket of the page server (--backend uffd); see squib page-server
+    #[arg(long, value_name = "SOCKET")]
+    backend_path: Option<PathBuf>,
+    /// How long the page server may be away: the guest stands still and goes on when it is back (--backend uffd)
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "60")]
+    backend_timeout: Duration,
+    /// Bring in only what is needed, nothing in the background (--backend file, uffd)
     #[arg(long)]
     no_stream: bool,
-    /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file)
+    /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file, uffd)
     #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around)]
     fault_around: u32,
-    /// Say at the end what the pager did, on standard error (--backend file)
+    /// Say at the end what the pager did, on standard error (--backend file, uffd)
     #[arg(long)]
     stats: bool,
     /// Use FILE in place of the snapshot's first disk; again for the second, and so on
@@ -81,15 +91,25 @@ pub fn main(args: Args) -> Result<Exit> {
     let files = (args.state_out, args.memory_out);
     let plan = Plan::new(args.snapshot.plan(files, ("--state-out", "--memory-out"), args.clock)?, args.end)
         .with_pager_stats(args.stats);
+    let (backend, server) = match (args.backend, args.backend_path) {
+        (Backend::Map, None) => (RestoreBackend::Map, None),
+        (Backend::Copy, None) => (RestoreBackend::Copy, None),
+        (Backend::File, None) => (RestoreBackend::File, None),
+        (Backend::Uffd, Some(path)) => {
+            let (backend, server) = backend::connect(path, &args.state, &[], args.backend_timeout)?;
+            (backend, Some(server))
+        }
+        (Backend::Uffd, None) => {
+            return Err(Error::Usage("--backend uffd needs the socket of a page server: --backend-path".into()));
+        }
+        (_, Some(_)) => return Err(Error::Usage("--backend-path goes with --backend uffd".into())),
+    };
+    let plan = plan.with_server(server);
     let machine = Machine::restore(RestoreConfig {
         state: args.state,
-        memory: args.memory_file,
+        memory: args.memory_file.unwrap_or_default(),
         diffs: Vec::new(),
-        backend: match args.backend {
-            Backend::Map => RestoreBackend::Map,
-            Backend::Copy => RestoreBackend::Copy,
-            Backend::File => RestoreBackend::File,
-        },
+        backend,
         pager: PagerConfig { stream: !args.no_stream, fault_around: args.fault_around, ..PagerConfig::default() },
         disks: args.disks.into_iter().map(Some).collect(),
         clock: args.clock.into(),

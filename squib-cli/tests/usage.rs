@@ -27,6 +27,10 @@ fn wrong_usage_is_2() {
     expect(&["run", "--kernel", "k", "--disk", ",ro"], 2, &["--disk"]);
     expect(&["run", "--kernel", "k", "--snapshot-on", ""], 2, &["empty"]);
     expect(&["restore", "--state", "s"], 2, &["--memory-file"]);
+    let uffd = ["restore", "--state", "s", "--memory-file", "m", "--backend", "uffd"];
+    expect(&uffd, 2, &["--backend-path"]);
+    expect(&["restore", "--state", "s", "--backend-path", "p"], 2, &["--backend uffd"]);
+    expect(&["page-server", "--memory-file", "m", "--diff", "d.state", "--listen", "s"], 2, &["--state"]);
 }
 
 #[test]

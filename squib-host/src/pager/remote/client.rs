@@ -114,6 +114,15 @@ impl RemoteSource {
         Ok(source)
     }
 
+    /// Waits until the server is there and serves what it should, at most `timeout`.
+    ///
+    /// # Errors
+    /// [`SourceError::Unavailable`] saying what went wrong last.
+    pub fn wait_for_server(&self, timeout: Duration) -> Result<(), SourceError> {
+        let connection = self.link.connection(Instant::now() + timeout, true);
+        connection.map(drop).map_err(|why| self.unavailable(&why))
+    }
+
     /// Bytes of answers so far.
     pub fn bytes_received(&self) -> u64 {
         self.link.received.load(Ordering::Relaxed)
