@@ -6,6 +6,7 @@
 //! | `freeze` | a snapshot the moment the guest prints a text |
 //! | `resume` | the same guest going on in another process |
 //! | `lazy_restore` | the same at once: its memory follows, page by page |
+//! | `page_server` | a snapshot's memory, served to other machines, and read back |
 //! | `inspect` | what a snapshot holds, read without any hypervisor |
 //!
 //! ```text
