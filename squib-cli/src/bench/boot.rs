@@ -1,4 +1,4 @@
-//! `squib bench`: figures beside a baseline that was measured in the same run.
+//! `squib bench boot`: boot to user space, beside qemu-system-aarch64.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::median;
 use crate::child::{self, Sign, Watched};
 use crate::demo::{QUICK_BOOT, USER_SPACE};
 use crate::error::{Error, Result};
@@ -25,22 +26,10 @@ Examples:
 Both run the same kernel, initramfs and command line with the same RAM and vCPUs, alternating; the time is from the start
 of the process to the guest's first line from user space; the median counts.";
 
-/// Measure, beside a baseline.
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(clap::Subcommand)]
-enum What {
-    Boot(BootArgs),
-}
-
 /// Boot to user space, beside qemu-system-aarch64 (TCG).
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
-struct BootArgs {
+pub struct Args {
     /// An arm64 kernel [default: those of the guest cache]
     #[arg(long, value_name = "FILE", requires = "initrd")]
     kernel: Option<PathBuf>,
@@ -84,7 +73,6 @@ impl Row {
 
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
-    let What::Boot(args) = args.what;
     let spinner = Spinner::new("looking for the emulator to compare with");
     if Command::new(&args.qemu).arg("--version").output().is_err() {
         return Err(Error::Message(format!(
@@ -123,14 +111,14 @@ pub fn main(args: Args) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn squib_command(args: &BootArgs, guest: &Guest) -> Result<Command> {
+fn squib_command(args: &Args, guest: &Guest) -> Result<Command> {
     let mut command = child::myself()?;
     command.arg("run").arg("--kernel").arg(&guest.kernel).arg("--initrd").arg(&guest.initrd);
     command.args(["--cmdline", &args.cmdline, "--memory", &args.memory.to_string(), "--cpus", &args.cpus.to_string()]);
     Ok(command)
 }
 
-fn qemu_command(args: &BootArgs, guest: &Guest) -> Command {
+fn qemu_command(args: &Args, guest: &Guest) -> Command {
     let mut command = Command::new(&args.qemu);
     command.args(["-machine", "virt,gic-version=3", "-accel", "tcg", "-cpu", &args.qemu_cpu]);
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
@@ -157,12 +145,7 @@ fn user_space(command: &mut Command) -> Result<Duration> {
     Err(Error::Message(format!("{program} ended before the guest reached user space: {last}")))
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
-fn print_json(rows: &[Row], args: &BootArgs) {
+fn print_json(rows: &[Row], args: &Args) {
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {
@@ -181,7 +164,7 @@ fn print_json(rows: &[Row], args: &BootArgs) {
     );
 }
 
-fn print_table(rows: &[Row], args: &BootArgs) {
+fn print_table(rows: &[Row], args: &Args) {
     println!(
         "boot to user space, median of {} runs, {} vCPU, {} MiB ({} {})",
         args.runs,
@@ -193,17 +176,5 @@ fn print_table(rows: &[Row], args: &BootArgs) {
     println!("{:<24} {:>10} {:>10} {:>12}", "guest", "squib", "qemu", "squib/qemu");
     for row in rows {
         println!("{:<24} {:>10} {:>10} {:>12.2}", row.name, millis(row.squib), millis(row.qemu), row.ratio());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle() {
-        let ms = Duration::from_millis;
-        assert_eq!(median(vec![ms(9), ms(1), ms(5)]), ms(5));
-        assert_eq!(median(vec![ms(7)]), ms(7));
     }
 }
