@@ -24,11 +24,12 @@ fn debians_programs_run() {
     let disk = copy_of_root(&directory);
     let commands = "apt --version; perl -e 'print 6*7, qq(\\n)'; python3 -c 'print(sum(range(1000)))'; \
                     cd /home || exit 1; tar -czf etc.tgz /etc 2>/dev/null && gzip -t etc.tgz && echo the archive is sound; \
-                    echo squib | sha256sum; echo written >/home/mark";
+                    echo squib | sha256sum; openssl speed -seconds 1 -bytes 1024 sha256 aes-128-cbc 2>/dev/null | tail -n 2; \
+                    echo written >/home/mark";
     let outcome = debian(&disk, "", commands).outcome().expect(0);
     let outcome = outcome.expect_console("apt 2.").expect_console("\n42\n").expect_console("\n499500\n");
     let digest = "7732f6fb9b9b42da5faf8c420a2920f64912f99a9e5d78d2996f750472a8728d";
-    let outcome = outcome.expect_console(digest);
+    let outcome = outcome.expect_console(digest).expect_console("\nsha256 ").expect_console("\naes-128-cbc ");
     outcome.expect_console("the archive is sound").expect_console("squib-guest: commands ended with 0");
     // What one guest wrote, the next one reads.
     debian(&disk, "", "cat /home/mark").outcome().expect(0).expect_console("written\n");
@@ -76,4 +77,24 @@ fn stress_ng_verifies() {
     let run = debian(&disk, "", commands).option("--cpus", "2").snapshot_on("in the middle", &snapshot);
     let console = run.outcome().expect(0).console + &Squib::restore(&snapshot).outcome().expect(0).console;
     assert!(console.contains("all stressors are done") && !console.contains("failed"), "{console}");
+}
+
+/// Four busy vCPUs: `stress-ng` checks itself on all of them while files are written and checked, and the snapshot is taken in
+/// the middle of both.
+#[cfg(feature = "long")]
+#[test]
+fn a_snapshot_on_four_busy_vcpus_loses_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let disk = copy_of_root(&directory);
+    let snapshot = Snapshot::new(&directory, "busy");
+    let commands = "cd /home || exit 1; stress-ng --verify -t 30 --cpu 2 --vm 1 --vm-bytes 32M --atomic 1 --matrix 1 --str 1 & \
+                    for i in 1 2 3 4 5 6; do openssl rand 1000000 >r$i; sha256sum r$i >>sums; \
+                    dd if=r$i of=c$i bs=64k conv=fsync 2>/dev/null; echo block $i; done; \
+                    sync; echo 3 >/proc/sys/vm/drop_caches; sed 's/ r/ c/' sums | sha256sum -c --quiet && echo all is there; \
+                    wait $! && echo all stressors are done";
+    let run = debian(&disk, "", commands).option("--cpus", "4").snapshot_on("block 3", &snapshot);
+    let before = run.outcome().expect(0).console;
+    assert!(!before.contains("all stressors are done"), "they were to be busy: {before}");
+    let after = Squib::restore(&snapshot).timeout(240).outcome().expect(0);
+    after.expect_console("block 6").expect_console("all is there").expect_console("all stressors are done");
 }
