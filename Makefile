@@ -94,5 +94,6 @@ difftest: ## the engine against QEMU: random instructions (SECONDS=3600 for an h
 	$(CARGO) run --locked --release -p squib-difftest -- --seconds $(SECONDS)
 	$(CARGO) run --locked --release -p squib-difftest --bin translation -- --seconds 60
 
-bench: check-host guest build ## boot time beside qemu-system-aarch64, same run
+bench: check-host guest build ## boot time beside qemu-system-aarch64, restores beside each other, same run
 	@$(squib) bench boot
+	@$(squib) bench restore

@@ -1,6 +1,6 @@
 //! A guest in a process of its own, watched through its console: another `squib`, or another emulator to compare with.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
@@ -31,13 +31,25 @@ pub struct Watched {
 impl Watched {
     /// Starts `command`; every sign of it is stamped with the time since now.
     pub fn spawn(command: &mut Command) -> Result<Watched> {
+        Watched::spawn_with(command, None)
+    }
+
+    /// The same with a text waiting on its standard input, which stays open after that.
+    pub fn spawn_typing(command: &mut Command, text: &str) -> Result<Watched> {
+        Watched::spawn_with(command, Some(text))
+    }
+
+    fn spawn_with(command: &mut Command, typed: Option<&str>) -> Result<Watched> {
         let started = Instant::now();
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(if typed.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .context(|| format!("start {}", command.get_program().display()))?;
+        if let (Some(text), Some(input)) = (typed, &mut child.stdin) {
+            input.write_all(text.as_bytes()).context(|| "type into a process".into())?;
+        }
         let (sender, signs) = channel();
         let mut readers = Vec::new();
         if let Some(mut out) = child.stdout.take() {

@@ -74,6 +74,7 @@ fn every_help_shows_examples() {
         &["page-server"],
         &["demo"],
         &["bench", "boot"],
+        &["bench", "restore"],
         &[],
     ] {
         let output = squib(&[command, &["--help"]].concat());

@@ -1,6 +1,7 @@
 //! `squib bench`: figures beside a baseline that was measured in the same run.
 
 mod boot;
+mod restore;
 
 use std::time::Duration;
 
@@ -17,12 +18,14 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     Boot(boot::Args),
+    Restore(restore::Args),
 }
 
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
     match args.what {
         What::Boot(args) => boot::main(args),
+        What::Restore(args) => restore::main(args),
     }
 }
 

@@ -29,8 +29,9 @@ use vm_memory::{
 };
 
 pub use dirty::DirtyHook;
+use object::Mapping;
+pub use object::MemoryObject;
 pub use object::is_hole;
-use object::{Mapping, MemoryObject};
 
 use crate::error::{Error, Result};
 use crate::pager::{MachPager, PageStates, Pager, Registration};
