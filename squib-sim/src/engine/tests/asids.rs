@@ -9,6 +9,7 @@ use crate::engine::shared::{Request, announce};
 const UPPER: u64 = 0xffff_ff80_0000_0000;
 const DSB: u32 = 0xd503_3b9f;
 const ISB: u32 = 0xd503_3fdf;
+const YIELD: u32 = 0xd503_203f;
 const VAE1IS: u32 = 0xd508_8324;
 const VALE1IS: u32 = 0xd508_83a4;
 const ASIDE1IS: u32 = 0xd508_8344;
@@ -18,8 +19,8 @@ const GLOBAL: u64 = 0x743;
 
 /// The first vCPU leads DATA's page to and fro between two pages, and whenever nobody may use the old one any more, spoils that
 /// until the second has gone round twice. The second reads through the page without end, under the first ASID, goes
-/// over to the second and back, and must never find anything spoiled. What is invalidated is ASID 7.
-fn remap_under_a_reader(tlbi: u32, descriptor: u64, asids: [u64; 2]) {
+/// over to the second, pauses, goes back, and must never find anything spoiled. What is invalidated is ASID 7.
+fn remap_under_a_reader(tlbi: u32, descriptor: u64, asids: [u64; 2], pause: u32) {
     let mut bench = Bench::new(Host);
     bench.identity_map();
     bench.hvc_vectors();
@@ -33,7 +34,7 @@ fn remap_under_a_reader(tlbi: u32, descriptor: u64, asids: [u64; 2]) {
         0xf900_01a9, // str x9, [x13]: spoils
         0xc8df_fe2a, // ldar x10, [x17]
         0x9100_094a, // add x10, x10, #2
-        0xd503_203f, // yield
+        YIELD,
         0xc8df_fe2b, // ldar x11, [x17]
         0xeb0a_017f, // cmp x11, x10
         0x54ff_ffa3, // b.lo .-12
@@ -52,7 +53,7 @@ fn remap_under_a_reader(tlbi: u32, descriptor: u64, asids: [u64; 2]) {
         0xf840_0807, // ldtr x7, [x0]
         0xaa07_0108, // orr x8, x8, x7
         0xd518_200b, // msr ttbr0_el1, x11
-        ISB,
+        pause,
         0x9100_04a5, // add x5, x5, #1
         0xc89f_fc45, // stlr x5, [x2]
         0xc8df_fc23, // ldar x3, [x1]
@@ -69,7 +70,7 @@ fn remap_under_a_reader(tlbi: u32, descriptor: u64, asids: [u64; 2]) {
     let cpu = &mut bench.vcpu.cpu;
     cpu.pc = UPPER | RAM;
     (cpu.x[1], cpu.x[2], cpu.x[4]) = (UPPER | Bench::page_descriptor(0), UPPER | flag, DATA >> 12 | 7 << 48);
-    (cpu.x[5], cpu.x[9], cpu.x[17]) = (300, 1, UPPER | progress);
+    (cpu.x[5], cpu.x[9], cpu.x[17]) = (120, 1, UPPER | progress);
     (cpu.x[12], cpu.x[15]) = (other | descriptor, page | descriptor);
     (cpu.x[13], cpu.x[16]) = (UPPER | page, UPPER | other);
     bench.run_to_hvc();
@@ -80,21 +81,27 @@ fn remap_under_a_reader(tlbi: u32, descriptor: u64, asids: [u64; 2]) {
 #[test]
 fn an_address_space_in_use_forgets_before_dsb_completes() {
     for tlbi in [VAE1IS, VALE1IS, ASIDE1IS] {
-        remap_under_a_reader(tlbi, LOCAL, [7, 7]);
+        remap_under_a_reader(tlbi, LOCAL, [7, 7], ISB);
     }
 }
 
 #[test]
 fn an_address_space_that_comes_and_goes_forgets_in_time() {
     for tlbi in [VAE1IS, ASIDE1IS] {
-        remap_under_a_reader(tlbi, LOCAL, [7, 8]);
+        remap_under_a_reader(tlbi, LOCAL, [7, 8], ISB);
     }
 }
 
 #[test]
 fn a_global_mapping_goes_whatever_the_asid() {
-    remap_under_a_reader(VAE1IS, GLOBAL, [8, 6]);
-    remap_under_a_reader(VALE1IS, GLOBAL, [8, 8]);
+    remap_under_a_reader(VAE1IS, GLOBAL, [8, 6], ISB);
+    remap_under_a_reader(VALE1IS, GLOBAL, [8, 8], ISB);
+}
+
+#[test]
+fn a_spinning_vcpu_that_nobody_waits_for_forgets_before_it_goes_on() {
+    remap_under_a_reader(VAE1IS, LOCAL, [7, 7], YIELD);
+    remap_under_a_reader(ASIDE1IS, LOCAL, [7, 8], YIELD);
 }
 
 #[test]
