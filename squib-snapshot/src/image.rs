@@ -1,13 +1,14 @@
 //! Writing a memory image: reading guest memory, checksumming, finding zeros and writing all go on at once.
 //!
 //! The calling thread reads guest memory (or hands out slices of it) in units of up to 2 MiB; a few workers checksum each unit, look
-//! for zeros and write it. At most [`BUFFERS`] units are in flight, so the extra memory is the same for every size of
-//! guest. A full image is sparse where RAM is zero; a diff image holds exactly the pages of its set.
+//! for zeros and write it, and one more thread sees to it that the disk begins early with what is written. At most [`BUFFERS`] units
+//! are in flight, so the extra memory is the same for every size of guest. A full image is sparse where RAM is zero; a diff image
+//! holds exactly the pages of its set.
 
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use crate::digest::{Checksum, non_zero_runs};
@@ -22,8 +23,10 @@ pub(crate) const UNIT: u64 = 2 << 20;
 pub(crate) const BUFFERS: usize = 8;
 /// Workers; more do not write faster.
 const MAX_WORKERS: usize = 4;
-/// Images up to this many bytes are written by the calling thread alone.
-const SMALL: u64 = 4 << 20;
+/// Images up to this many bytes are written by the calling thread alone: handing them to others costs more than it saves.
+const SMALL: u64 = 32 << 20;
+/// Bytes written after which the disk is set to work on them, while the rest is still being read.
+const FLUSH: u64 = 32 << 20;
 
 /// What to write.
 pub(crate) struct Plan<'a> {
@@ -67,28 +70,21 @@ impl Unit<'_> {
 /// Writes the image into `file`, which is new and empty, and returns its checksums.
 pub(crate) fn write(file: &dyn FsFile, source: &(impl PageReader + ?Sized), plan: &Plan<'_>) -> io::Result<Written> {
     file.set_len(plan.ram_size)?;
+    let total = plan.pages.map_or(plan.ram_size, |p| p.len().saturating_mul(p.page_size()));
     let shared = Shared {
         file,
         full: plan.pages.is_none(),
         block_size: plan.block_size,
         bytes: AtomicU64::new(0),
+        flush_at: AtomicU64::new(FLUSH),
         failed: AtomicBool::new(false),
         sums: Mutex::new(Vec::new()),
         error: Mutex::new(None),
     };
-    let total = plan.pages.map_or(plan.ram_size, |p| p.len().saturating_mul(p.page_size()));
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
-    if total <= SMALL || workers == 1 {
-        let mut buffer = Vec::new();
-        for range in units(plan).filter(|ranges| must_be_read(source, plan, ranges)) {
-            let unit = read(source, plan, range, buffer)?;
-            let mut sums = Vec::new();
-            shared.write(&unit, &mut sums)?;
-            shared.done(sums);
-            buffer = unit.buffer;
-        }
+    if total <= SMALL {
+        write_serially(source, plan, &shared)?;
     } else {
-        std::thread::scope(|scope| produce(scope, source, plan, &shared, workers))?;
+        std::thread::scope(|scope| produce(scope, source, plan, &shared))?;
     }
     if let Some(error) = shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
@@ -99,18 +95,47 @@ pub(crate) fn write(file: &dyn FsFile, source: &(impl PageReader + ?Sized), plan
     Ok(Written { sums, bytes: shared.bytes.into_inner() })
 }
 
+/// Starts the thread that sends what is written to the disk whenever it is told to.
+fn start_flusher<'scope, 'env: 'scope>(
+    scope: &'scope std::thread::Scope<'scope, 'env>,
+    shared: &'env Shared<'env>,
+) -> SyncSender<()> {
+    let (due, told) = sync_channel(1);
+    scope.spawn(move || {
+        for () in told {
+            // An error of the disk may be told only once: it must not get lost here.
+            if let Err(e) = shared.file.flush() {
+                shared.fail(e);
+            }
+        }
+    });
+    due
+}
+
+fn write_serially<S: PageReader + ?Sized>(source: &S, plan: &Plan<'_>, shared: &Shared<'_>) -> io::Result<()> {
+    let (mut buffer, mut sums) = (Vec::new(), Vec::new());
+    for range in units(plan).filter(|ranges| must_be_read(source, plan, ranges)) {
+        let unit = read(source, plan, range, buffer)?;
+        shared.write(&unit, &mut sums)?;
+        buffer = unit.buffer;
+    }
+    shared.done(sums);
+    Ok(())
+}
+
 fn produce<'scope, 'env: 'scope, S: PageReader + ?Sized>(
     scope: &'scope std::thread::Scope<'scope, 'env>,
     source: &'env S,
     plan: &Plan<'_>,
     shared: &'env Shared<'env>,
-    workers: usize,
 ) -> io::Result<()> {
+    let flusher = start_flusher(scope, shared);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
     let (work_in, work_out) = sync_channel::<Unit<'env>>(BUFFERS - workers - 1);
     let (free_in, free_out) = sync_channel::<Vec<u8>>(BUFFERS);
     let work_out = std::sync::Arc::new(Mutex::new(work_out));
     for _ in 0..workers {
-        let (work_out, free_in) = (std::sync::Arc::clone(&work_out), free_in.clone());
+        let (work_out, free_in, flusher) = (std::sync::Arc::clone(&work_out), free_in.clone(), flusher.clone());
         scope.spawn(move || {
             let mut sums = Vec::new();
             while let Some(unit) = next(&work_out) {
@@ -119,6 +144,7 @@ fn produce<'scope, 'env: 'scope, S: PageReader + ?Sized>(
                 {
                     shared.fail(e);
                 }
+                shared.flush_if_due(&flusher);
                 // The producer may be gone, and the buffer with it.
                 let _ = free_in.try_send(unit.buffer);
             }
@@ -210,6 +236,8 @@ struct Shared<'a> {
     full: bool,
     block_size: u64,
     bytes: AtomicU64,
+    /// When so many bytes are written, the next flush is due.
+    flush_at: AtomicU64,
     failed: AtomicBool,
     sums: Mutex<Vec<(u64, u64)>>,
     error: Mutex<Option<io::Error>>,
@@ -275,6 +303,14 @@ impl Shared<'_> {
     fn write_bytes(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.file.write_all_at(bytes, start)
+    }
+
+    fn flush_if_due(&self, flusher: &SyncSender<()>) {
+        let written = self.bytes.load(Ordering::Relaxed);
+        if written >= self.flush_at.load(Ordering::Relaxed) {
+            self.flush_at.store(written + FLUSH, Ordering::Relaxed);
+            let _ = flusher.try_send(()); // If this fails, it has been told already.
+        }
     }
 
     fn fail(&self, error: io::Error) {

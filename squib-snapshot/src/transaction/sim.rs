@@ -267,6 +267,10 @@ impl FsFile for SimFile {
         Ok(())
     }
 
+    fn flush(&self) -> io::Result<()> {
+        self.fs.step("flush").map(drop)
+    }
+
     fn raw(&self) -> Option<&File> {
         None
     }
