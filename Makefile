@@ -15,7 +15,7 @@ os := $(shell uname -s)
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos conformance-report difftest bench
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos macos-only conformance-report difftest bench
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ conformance-report: check-host ## what is known about Hypervisor.framework, fact
 	@$(CARGO) test --locked -p squib-tests --test conformance --no-run --message-format json-render-diagnostics $(features) \
 	    >$(target)/conformance/build.json
 	@$(CARGO) run --locked -q -p squib-tests --bin conformance-report $(features) -- $(target)/conformance/build.json $(target)/conformance
+
+macos-only: ## the code that only a Mac compiles, with its line count
+	@$(CARGO) test --locked -q -p squib-tests --test macos_only mac_only $(features) -- --nocapture
 
 test-kernels: ## boot every known Debian kernel and the minimal one, and the long guest tests
 	guest-images/fetch.sh bookworm-cloud bookworm-generic trixie-cloud trixie-generic sid-cloud sid-generic
