@@ -132,8 +132,9 @@ fn create_vm(ram_size: u64) -> Result<VirtualMachineInstance<GicEnabled>> {
             let max = VirtualMachineConfig::get_max_ipa_size().hv("tell its largest address size")?;
             if needed > max {
                 return Err(Error::Config(format!(
-                    "{} MiB of RAM need {needed} address bits; this host offers {max}",
-                    ram_size >> 20
+                    "{} MiB of RAM need {needed} address bits; this host offers {max}, enough for {} MiB",
+                    ram_size >> 20,
+                    ((1u64 << max) - layout::RAM_BASE) >> 20
                 )));
             }
             config.set_ipa_size(max).hv("set the address size")?;

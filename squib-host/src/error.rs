@@ -123,10 +123,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 fn hint(source: &HypervisorError) -> &'static str {
     match source {
         HypervisorError::Denied => {
-            " (sign the program with the com.apple.security.hypervisor entitlement: see the README's page on signing)"
+            " (the program lacks the entitlement com.apple.security.hypervisor: `codesign --sign - --force --entitlements \
+             squib-cli/macos/squib.entitlements PROGRAM` gives it; cargo and make in squib's repository do that themselves)"
         }
         HypervisorError::Busy => " (one process can hold one virtual machine: is another one alive in this process?)",
-        HypervisorError::Unsupported => " (this Mac or this macOS version does not offer it; squib needs macOS 15)",
+        HypervisorError::Unsupported => {
+            " (squib needs Apple silicon and macOS 15; where `sysctl kern.hv_support` says 0, in a virtual machine for instance, \
+             there is no hypervisor, and squib built with `--features sim` runs guests in software)"
+        }
         HypervisorError::NoDevice => " (no virtual machine exists in this process)",
         _ => "",
     }

@@ -39,6 +39,7 @@ mod layout;
 mod machine;
 mod memory;
 pub mod pager;
+mod priority;
 mod restore;
 mod save;
 mod standin;

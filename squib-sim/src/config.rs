@@ -56,7 +56,7 @@ impl Positions for bool {
     const NAMES: &'static [(&'static str, bool)] = &[("off", false), ("on", true)];
 }
 
-/// The only numeric switch: any count.
+/// The numeric switches: any number.
 impl Positions for u32 {
     const NAMES: &'static [(&'static str, u32)] = &[];
 
@@ -248,6 +248,8 @@ switches! {
     lost_exits: bool = false, "lost-exits";
     /// The guest's counter frequency.
     counter: CounterFrequency = CounterFrequency::Mhz24, "counter";
+    /// The largest IPA size, in bits: what `hv_vm_config_get_max_ipa_size` says.
+    max_ipa: u32 = 42, "max-ipa";
     /// `hv_gic_set_state` refuses every blob, as after an operating system update.
     gic_state_refused: bool = false, "gic-state-refused";
     /// The granule of stage 2.

@@ -17,7 +17,6 @@ mod mach;
 mod monitor;
 mod net;
 mod prefetch;
-mod priority;
 mod probe;
 mod read;
 mod remote;

@@ -68,7 +68,7 @@ struct Run {
 
 impl Run {
     fn main(mut self, plan: impl FnOnce(&mut dyn FnMut(u64) -> Option<u64>) -> Vec<Range<u64>>) {
-        super::priority::lower();
+        crate::priority::lower();
         let size = self.pager.ram().size();
         let first = plan(&mut |offset| self.look(offset));
         let clip = |range: &Range<u64>| range.start.min(size)..range.end.min(size);

@@ -87,6 +87,7 @@ pub struct VcpuThread {
 impl VcpuThread {
     /// The body of vCPU `index`'s thread. Reports the creation to `created`, then serves until the machine ends.
     pub fn main(index: usize, shared: Arc<Shared>, created: Sender<(usize, Created)>) {
+        crate::priority::raise();
         let _registration = register_thread(&shared.memory);
         match VcpuThread::create(index, shared) {
             Ok((mut thread, redistributor)) => {

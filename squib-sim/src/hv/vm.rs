@@ -16,7 +16,7 @@ anchor!();
 
 /// IPA bits of a virtual machine that does not ask for any.
 const DEFAULT_IPA_BITS: u32 = 36;
-/// The most IPA bits: room for 1 TiB of RAM above the devices.
+/// The most IPA bits there can be, whatever the switch says: room for 1 TiB of RAM above the devices, and some.
 const MAX_IPA_BITS: u32 = 42;
 /// The fewest the IPA space can have and still hold a block.
 const MIN_IPA_BITS: u32 = 25;
@@ -58,6 +58,11 @@ impl Vm {
     }
 }
 
+/// The most IPA bits a virtual machine may ask for. A wrong `SQUIB_SIM` is reported by `hv_vm_create`.
+fn max_ipa_bits() -> u32 {
+    config::current().unwrap_or_default().max_ipa.clamp(DEFAULT_IPA_BITS, MAX_IPA_BITS)
+}
+
 fn create(handle: *mut c_void) -> Result<(), Return> {
     let vm_config =
         if handle.is_null() { VmConfig::default() } else { object::with_vm_config(handle, |config| *config)? };
@@ -73,7 +78,7 @@ fn create(handle: *mut c_void) -> Result<(), Return> {
         return Err(ret::UNSUPPORTED);
     }
     let ipa_bits = if vm_config.ipa_bits == 0 { DEFAULT_IPA_BITS } else { vm_config.ipa_bits };
-    if !(MIN_IPA_BITS..=MAX_IPA_BITS).contains(&ipa_bits) {
+    if !(MIN_IPA_BITS..=max_ipa_bits()).contains(&ipa_bits) {
         return Err(ret::UNSUPPORTED);
     }
     let mut busy = BUSY_CREATES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -141,7 +146,7 @@ unsafe extern "C" fn hv_vm_get_max_vcpu_count(count: *mut u32) -> Return {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hv_vm_config_get_max_ipa_size(bits: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
-    code(unsafe { put(bits, MAX_IPA_BITS) })
+    code(unsafe { put(bits, max_ipa_bits()) })
 }
 
 /// `hv_vm_config_get_default_ipa_size`.
@@ -154,7 +159,7 @@ unsafe extern "C" fn hv_vm_config_get_default_ipa_size(bits: *mut u32) -> Return
 /// `hv_vm_config_set_ipa_size`: 0 is the default, above the maximum is unsupported.
 #[unsafe(no_mangle)]
 extern "C" fn hv_vm_config_set_ipa_size(config: *mut c_void, bits: u32) -> Return {
-    if bits > MAX_IPA_BITS {
+    if bits > max_ipa_bits() {
         return ret::UNSUPPORTED;
     }
     code(object::with_vm_config(config, |config| config.ipa_bits = bits))

@@ -138,7 +138,7 @@ fn register_calls_from_another_thread_are_denied_or_work() {
 }
 
 /// Every position of every switch but the defaults.
-const POSITIONS: [&str; 16] = [
+const POSITIONS: [&str; 17] = [
     "vtimer-exits=on",
     "wfx-exits=on",
     "gic-mmio-exits=on",
@@ -152,6 +152,7 @@ const POSITIONS: [&str; 16] = [
     "busy=2",
     "lost-exits=on",
     "counter=1ghz",
+    "max-ipa=36",
     "gic-state-refused=on",
     "granule=4k",
     "fault-details=vague",
