@@ -75,8 +75,9 @@ impl GuestRam {
 
     /// RAM of `size` bytes at IPA `base`, all of it absent until a pager that is made for it brings it.
     pub fn absent(base: u64, size: u64, track_dirty_pages: bool) -> Result<Arc<GuestRam>> {
+        let states = |source| Error::System { action: format!("keep the states of {} MiB", size >> 20), source };
         let lazy = Lazy {
-            states: Arc::new(PageStates::absent(size)),
+            states: Arc::new(PageStates::absent(size).map_err(states)?),
             pager: OnceLock::new(),
             net: OnceLock::new(),
             failures: AtomicU64::new(0),

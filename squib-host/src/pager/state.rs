@@ -14,8 +14,11 @@
 //!
 //! Waiting is by the kernel's wait on the word itself: no lock, no allocation.
 
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use zerocopy::FromZeros;
 
 use super::wait;
 use crate::memory::GRANULE;
@@ -124,11 +127,12 @@ pub struct PageStates {
 }
 
 impl PageStates {
-    /// `size` bytes of RAM, all absent.
-    pub fn absent(size: u64) -> PageStates {
+    /// `size` bytes of RAM, all absent. An error is one of memory.
+    pub fn absent(size: u64) -> io::Result<PageStates> {
         let pages = size.div_ceil(GRANULE);
-        let words = std::iter::repeat_with(|| AtomicU32::new(ABSENT)).take(pages as usize).collect();
-        PageStates { words, missing: AtomicU64::new(pages) }
+        // Zeroed memory from the system, untouched: a RAM of any size is ready in the same time. (`ABSENT` is zero.)
+        let words = AtomicU32::new_vec_zeroed(pages as usize).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        Ok(PageStates { words, missing: AtomicU64::new(pages) })
     }
 
     /// Number of pages.
@@ -364,7 +368,7 @@ mod tests {
 
     #[test]
     fn ranges_touch_the_pages_they_lie_in() {
-        let states = PageStates::absent(10 * GRANULE);
+        let states = PageStates::absent(10 * GRANULE).unwrap();
         assert_eq!(PageStates::pages(GRANULE - 1, 2), 0..2);
         assert_eq!(PageStates::pages(5 * GRANULE, GRANULE), 5..6);
         assert!(PageStates::pages(7, 0).is_empty());
