@@ -151,6 +151,6 @@ mod tests {
         for number in [0, !0, 1, 0x1000_0000, 0x503] {
             assert_eq!(Name::parse(number), None, "{number:#x}");
         }
-        assert!(PORTS <= 1024 && THREADS <= 1024 && FAULTS <= 1024);
+        const { assert!(PORTS <= 1024 && THREADS <= 1024 && FAULTS <= 1024) };
     }
 }
