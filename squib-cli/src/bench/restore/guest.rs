@@ -31,7 +31,7 @@ pub struct Bench<'a> {
 pub struct Frozen {
     pub state: PathBuf,
     pub memory: PathBuf,
-    memory_mib: u64,
+    pub memory_mib: u64,
 }
 
 impl Bench<'_> {
@@ -84,16 +84,26 @@ impl Bench<'_> {
         }
     }
 
-    /// To the first guest instruction.
-    pub fn start(&self, frozen: &Frozen, backend: &'static str) -> Result<Start> {
-        let (mut process, mut own) = (Vec::new(), Vec::new());
+    /// To the first guest instruction, for each size with `map` and `file`. They take turns, so that whatever else the host does
+    /// meets all of them alike.
+    pub fn starts(&self, all: &[Frozen]) -> Result<Vec<Start>> {
+        let cases: Vec<_> = all.iter().flat_map(|frozen| ["map", "file"].map(|backend| (frozen, backend))).collect();
+        let mut times = vec![(Vec::new(), Vec::new()); cases.len()];
         for _ in 0..self.runs {
-            let watched = Watched::spawn(&mut self.restore(frozen, backend)?)?;
-            let (at, event) = until_event(&watched, "running")?;
-            process.push(at);
-            own.push(Duration::from_micros(event["after_us"].as_u64().unwrap_or(u64::MAX)));
+            for ((frozen, backend), (process, own)) in cases.iter().zip(&mut times) {
+                let watched = Watched::spawn(&mut self.restore(frozen, backend)?)?;
+                let (at, event) = until_event(&watched, "running")?;
+                process.push(at);
+                own.push(Duration::from_micros(event["after_us"].as_u64().unwrap_or(u64::MAX)));
+            }
         }
-        Ok(Start { backend, memory_mib: frozen.memory_mib, process: median(process), own: median(own) })
+        let start = |((frozen, backend), (process, own)): (&(&Frozen, &'static str), _)| Start {
+            backend,
+            memory_mib: frozen.memory_mib,
+            process: median(process),
+            own: median(own),
+        };
+        Ok(cases.iter().zip(times).map(start).collect())
     }
 
     /// Until a typed line is answered.

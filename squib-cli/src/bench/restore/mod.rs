@@ -15,7 +15,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::exit::Exit;
 use crate::guest_cache::{self, Guest};
 use crate::progress::Spinner;
-use guest::{Bench, Frozen};
+use guest::Bench;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -135,24 +135,19 @@ pub fn main(args: Args) -> Result<Exit> {
 }
 
 fn measure(args: &Args, bench: &Bench<'_>, spinner: &Spinner) -> Result<Results> {
-    let mut starts = Vec::new();
-    let mut main: Option<Frozen> = None;
     let mut sizes = args.sizes.clone();
     if !sizes.contains(&args.memory) {
         sizes.push(args.memory);
     }
-    for memory_mib in sizes {
+    let mut all = Vec::new();
+    for &memory_mib in &sizes {
         spinner.say(&format!("{memory_mib} MiB: booting"));
-        let frozen = bench.freeze(memory_mib)?;
-        for backend in ["map", "file"] {
-            spinner.say(&format!("{memory_mib} MiB: to the first instruction, {backend}"));
-            starts.push(bench.start(&frozen, backend)?);
-        }
-        if memory_mib == args.memory {
-            main = Some(frozen);
-        }
+        all.push(bench.freeze(memory_mib)?);
     }
-    let frozen = main.ok_or_else(|| Error::Message("no snapshot was made".into()))?;
+    spinner.say("to the first instruction");
+    let starts = bench.starts(&all)?;
+    let frozen = all.into_iter().find(|frozen| frozen.memory_mib == args.memory);
+    let frozen = frozen.ok_or_else(|| Error::Message("no snapshot was made".into()))?;
     let server = bench.serve(&frozen)?;
     let mut answers = Vec::new();
     for backend in ["copy", "map", "file", "uffd"] {

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Args, Results, Start};
 use crate::report::{micros, millis};
 
-/// The slowest of a backend over its fastest size: how flat it is. By the largest RAM over the smallest.
+/// Time at the largest RAM over that at the smallest.
 fn flatness(starts: &[Start], backend: &str) -> f64 {
     let of = || starts.iter().filter(|start| start.backend == backend);
     let small = of().min_by_key(|start| start.memory_mib);
