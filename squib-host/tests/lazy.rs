@@ -3,13 +3,19 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use squib_host::{
     ClockMode, ConsoleConfig, Machine, MachineConfig, PagerConfig, RestoreBackend, RestoreConfig, RunOutcome,
-    SaveTarget, StopReason,
+    SaveTarget, StopReason, Watch, WatchId,
 };
+
+/// One virtual machine per process: the tests of this file take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
 
 #[derive(Clone, Default)]
 struct Output(Arc<Mutex<Vec<u8>>>);
@@ -47,6 +53,16 @@ fn ram(machine: &Machine) -> Vec<u8> {
     bytes
 }
 
+fn bare(image: &str) -> MachineConfig {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/bare").join(image);
+    MachineConfig {
+        memory_mib: 32,
+        clock: ClockMode::Deterministic,
+        track_dirty_pages: true,
+        ..MachineConfig::new(image)
+    }
+}
+
 const STEP: u64 = 100_000;
 
 fn step(machine: &mut Machine) {
@@ -79,15 +95,9 @@ fn finish(links: &[SaveTarget], backend: &RestoreBackend, pager: PagerConfig) ->
 /// set up; restored from any number of links, eagerly or lazily, it is the same machine to the bit.
 #[test]
 fn a_chain_of_lazy_machines_is_one_machine() {
+    let _turn = turn();
     let directory = tempfile::tempdir().unwrap();
-    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/bare/replay.img");
-    let boot = MachineConfig {
-        memory_mib: 32,
-        clock: ClockMode::Deterministic,
-        track_dirty_pages: true,
-        ..MachineConfig::new(image)
-    };
-    let mut machine = Machine::boot(boot).unwrap();
+    let mut machine = Machine::boot(bare("replay.img")).unwrap();
     step(&mut machine);
     let mut links = vec![link(directory.path(), 0)];
     machine.snapshot(&links[0]).unwrap();
@@ -118,4 +128,28 @@ fn a_chain_of_lazy_machines_is_one_machine() {
         assert!(finish(&links, &RestoreBackend::File, pager.clone()) == copied, "{pager:?}");
     }
     assert!(finish(&links, &RestoreBackend::Map, PagerConfig::default()) == copied);
+}
+
+/// A guest that reads, writes and fetches in every way there is (pairs, vectors, exclusives, atomics, DC ZVA, cache maintenance, across
+/// pages, and walks that update descriptors), each in a page of its own, over memory that is absent: the same bytes come of it.
+#[test]
+fn every_kind_of_access_meets_absent_memory() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let base = [link(directory.path(), 0)];
+    let mut boot = bare("writes.img");
+    boot.console.watches = vec![Watch { id: WatchId(1), text: "ready\n".into() }];
+    let mut machine = Machine::boot(boot).unwrap();
+    let outcome = machine.run(Some(Duration::from_secs(60))).unwrap();
+    assert!(matches!(outcome, RunOutcome::Stopped(StopReason::Watch(_))), "{outcome:?}");
+    machine.snapshot(&base[0]).unwrap();
+    drop(machine);
+    let copied = finish(&base, &RestoreBackend::Copy, PagerConfig::default());
+    assert!(copied.0.contains("done"), "{}", copied.0);
+    for fault_around in [1, 4] {
+        let pager = PagerConfig { stream: false, fault_around, ..Default::default() };
+        let lazy = finish(&base, &RestoreBackend::File, pager);
+        assert_eq!(lazy.0, copied.0);
+        assert!(lazy.2 == copied.2, "RAM differs");
+    }
 }
