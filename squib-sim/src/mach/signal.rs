@@ -41,9 +41,13 @@ impl Previous {
         Previous { actions: [const { AtomicPtr::new(ptr::null_mut()) }; 8], count: AtomicUsize::new(0) }
     }
 
-    /// `false` if there is no more room.
+    /// Takes note of an action that ours replaces. One that is installed over ours again and again counts once. `false` if there is
+    /// no more room.
     fn push(&self, action: libc::sigaction) -> bool {
-        let count = self.count.load(Ordering::Relaxed);
+        let mut count = self.count.load(Ordering::Relaxed);
+        if self.get(0).is_some_and(|last| last.sa_sigaction == action.sa_sigaction) {
+            count -= 1;
+        }
         let Some(place) = self.actions.get(count) else { return false };
         place.store(Box::into_raw(Box::new(action)), Ordering::Release);
         self.count.store(count + 1, Ordering::Release);
