@@ -15,7 +15,7 @@ os := $(shell uname -s)
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos macos-only conformance-report difftest bench
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos macos-only conformance-report difftest bench bench-diff
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,3 +100,7 @@ difftest: ## the engine against QEMU: random instructions (SECONDS=3600 for an h
 bench: check-host guest build ## boot time beside qemu-system-aarch64, restores beside each other, same run
 	@$(squib) bench boot
 	@$(squib) bench restore
+
+bench-diff: check-host build ## what dirty tracking costs, and how long a guest stands still for a diff; draws docs/img/diff.svg
+	@mkdir -p docs/img
+	@$(squib) bench diff --plot docs/img/diff.svg

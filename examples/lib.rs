@@ -7,6 +7,7 @@
 //! | `resume` | the same guest going on in another process |
 //! | `lazy_restore` | the same at once: its memory follows, page by page |
 //! | `page_server` | a snapshot's memory, served to other machines, and read back |
+//! | `diff_chain` | a full snapshot and diffs of a running guest, and going on from the last |
 //! | `inspect` | what a snapshot holds, read without any hypervisor |
 //!
 //! ```text

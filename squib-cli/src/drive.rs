@@ -10,6 +10,7 @@ use crate::exit::Exit;
 use crate::options::{EndArgs, Then};
 use crate::pager::StreamBar;
 use crate::report::{End, Report};
+use crate::tracking::{ChainPlan, GrowingChain};
 
 const SNAPSHOT: WatchId = WatchId(0);
 const EXIT: WatchId = WatchId(1);
@@ -43,6 +44,7 @@ pub struct Plan {
     report: Report,
     pager_stats: bool,
     server: Option<Server>,
+    chain: Option<ChainPlan>,
 }
 
 impl Plan {
@@ -55,7 +57,13 @@ impl Plan {
             report: Report::new(end.json),
             pager_stats: false,
             server: None,
+            chain: None,
         }
+    }
+
+    /// Adds links to a chain on the way.
+    pub fn with_chain(self, chain: Option<ChainPlan>) -> Self {
+        Plan { chain, ..self }
     }
 
     /// Says at the end what the pager did, if the machine has one.
@@ -85,24 +93,32 @@ impl Plan {
         if let Some(SnapshotPlan { moment: Moment::Instructions(count), .. }) = &self.snapshot {
             machine.stop_after_instructions(*count)?;
         }
+        let chain = self.chain.as_ref().map(|plan| GrowingChain::start(plan, &machine)).transpose()?;
         machine.resume()?;
         self.report.running(started.elapsed());
         let monitor = machine.pager();
-        let result = self.watch(machine, started);
+        let result = self.watch(machine, chain, started);
         if let (true, Some(monitor)) = (self.pager_stats, monitor) {
             self.report.pager(&monitor.stats());
         }
         result
     }
 
-    fn watch(&mut self, mut machine: Machine, started: Instant) -> Result<Exit> {
+    fn watch(&mut self, mut machine: Machine, mut chain: Option<GrowingChain>, started: Instant) -> Result<Exit> {
         let deadline = self.timeout.map(|timeout| (timeout, started + timeout));
         let bar = machine.pager().and_then(StreamBar::start);
         loop {
-            let left = deadline.map(|(_, at)| at.saturating_duration_since(Instant::now()));
+            let wake = deadline.map(|(_, at)| at).into_iter().chain(chain.as_ref().map(GrowingChain::wake)).min();
+            let left = wake.map(|at| at.saturating_duration_since(Instant::now()));
             let outcome = match (machine.wait(left), &mut self.server) {
                 (Ok(Some(outcome)), _) => outcome,
                 (Ok(None), _) => {
+                    if let Some(chain) = &mut chain
+                        && deadline.is_none_or(|(_, at)| Instant::now() < at)
+                    {
+                        chain.work(&mut machine, &self.report);
+                        continue;
+                    }
                     machine.pause()?;
                     RunOutcome::TimedOut
                 }
@@ -138,6 +154,9 @@ impl Plan {
                 RunOutcome::TimedOut => (End::TimedOut(self.timeout.unwrap_or_default()), Exit::TimedOut),
             };
             drop(bar);
+            if let Some(chain) = &mut chain {
+                chain.finish(&self.report);
+            }
             self.report.end(end, machine.instructions().ok());
             return match (self.snapshot.take(), exit) {
                 (Some(missed), Exit::Done) => Err(missed.missed()),

@@ -21,6 +21,7 @@ mod recover;
 mod report;
 mod restore;
 mod run;
+mod tracking;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +39,8 @@ Examples:
       Freeze it the moment it prints 'ready' ...
   squib restore --state vm.state --memory-file vm.mem
       ... and go on from there, in any number of new processes.
+  squib run --kernel Image --initrd initramfs.cpio --track-dirty-pages --snapshot-every 5 --chain vm
+      A full snapshot, then every 5 seconds what has changed since; `squib restore --chain vm` goes on from the last.
 
 Exit codes:
   0    the guest switched itself off, or what was asked for is done

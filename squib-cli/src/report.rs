@@ -95,9 +95,14 @@ impl Report {
         self.json(|| {
             json!({
                 "event": "snapshot",
+                "identity": report.identity.to_string(),
+                "parent": report.parent.map(|parent| parent.to_string()),
                 "pause_us": micros(report.pause),
+                "total_us": micros(report.total),
                 "capture_us": micros(report.capture),
                 "ram_bytes": report.ram_bytes,
+                "dirty_bytes": report.dirty_bytes,
+                "write_faults": report.write_faults,
                 "memory_file_bytes": report.memory_file_bytes,
                 "memory_disk_bytes": report.memory_disk_bytes,
                 "state_file_bytes": report.state_file_bytes,
@@ -106,15 +111,33 @@ impl Report {
             })
         });
         self.say(|| {
+            let held = match (report.parent, report.dirty_bytes) {
+                (Some(_), Some(dirty)) => format!("{} changed since the last one", BinaryBytes(dirty)),
+                _ => format!("{} of RAM", BinaryBytes(report.ram_bytes)),
+            };
             format!(
-                "snapshot taken: the guest stood still for {}; {} of RAM, {} on disk ({}, {})",
+                "snapshot taken: the guest stood still for {}; {held}, {} on disk after {} ({}, {})",
                 millis(report.pause),
-                BinaryBytes(report.ram_bytes),
                 BinaryBytes(report.memory_disk_bytes + report.state_file_bytes),
+                millis(report.total),
                 target.state.display(),
                 target.memory.display(),
             )
         });
+    }
+
+    /// A link of a chain could not be written; the guest runs on. Said wherever standard error goes.
+    pub fn link_failed(&self, target: &SaveTarget, error: &squib_host::Error) {
+        let state = target.state.display();
+        match self {
+            Report::Json => {
+                let error = error.to_string();
+                eprintln!("{}", json!({"event": "snapshot-failed", "state": state.to_string(), "error": error}));
+            }
+            _ => eprintln!(
+                "squib: {state} was not written, the guest runs on and the next link holds its changes: {error}"
+            ),
+        }
     }
 
     /// The host gives up on the guest. Said wherever standard error goes.

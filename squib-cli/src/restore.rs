@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use squib_host::{Machine, PagerConfig, RestoreBackend, RestoreConfig};
+use squib_host::{ChainDir, Machine, PagerConfig, RestoreBackend, RestoreConfig, SaveTarget};
 
 use crate::backend;
 use crate::drive::Plan;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::merge::{Files, files};
 use crate::options::{Clock, EndArgs, SnapshotArgs, seconds};
+use crate::tracking::TrackArgs;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -18,6 +20,9 @@ Examples:
   squib restore --state vm.state --memory-file vm.mem --backend copy --timeout 60
   squib restore --state vm.state --backend uffd --backend-path pages.sock
   squib restore --state vm.state --memory-file vm.mem --snapshot-on done --state-out vm2.state --memory-out vm2.mem
+  squib restore --state vm.state --memory-file vm.mem --diff vm1.state --diff vm2.state
+  squib restore --chain vm --at 3
+  squib restore --chain vm --track-dirty-pages --snapshot-every 5
 
 One snapshot can be restored any number of times, at the same time too: its files are only read. Disks that the guest
 may write to are the exception: give each restore its own copy with --disk.";
@@ -25,7 +30,7 @@ may write to are the exception: give each restore its own copy with --disk.";
 /// How RAM arrives.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Backend {
-    /// Map the memory file: the guest starts at once, pages arrive when it touches them
+    /// Map the memory file: the guest starts at once, pages arrive when it touches them (those of diffs are read first)
     #[default]
     Map,
     /// Read everything before the guest starts
@@ -41,11 +46,20 @@ enum Backend {
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// The snapshot's state file
-    #[arg(long, value_name = "FILE")]
-    state: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "chain")]
+    state: Option<PathBuf>,
     /// The snapshot's memory file; a page server has it for --backend uffd
-    #[arg(long, value_name = "FILE", required_unless_present = "backend_path")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["backend_path", "chain"])]
     memory_file: Option<PathBuf>,
+    /// A diff on top of that snapshot; again for the next one, oldest first
+    #[arg(long = "diff", value_name = "STATE[,MEMORY]", value_parser = files, requires = "state")]
+    diffs: Vec<Files>,
+    /// A chain in place of single files: what --snapshot-every wrote. With --snapshot-every it is continued
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["state", "memory_file"])]
+    chain: Option<PathBuf>,
+    /// Which link of the chain [default: the last]
+    #[arg(long, value_name = "N", requires = "chain")]
+    at: Option<usize>,
     /// How RAM arrives
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
@@ -67,9 +81,11 @@ pub struct Args {
     /// Use FILE in place of the snapshot's first disk; again for the second, and so on
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
-    /// Keep a log of written pages, so that later snapshots can be diffs
-    #[arg(long)]
-    track_dirty_pages: bool,
+    #[command(flatten)]
+    track: TrackArgs,
+    /// Begin a new chain in DIR with --snapshot-every, and leave the one restored from as it is
+    #[arg(long, value_name = "DIR", requires = "snapshot_every")]
+    chain_out: Option<PathBuf>,
     /// What drives the guest's clock from here on
     #[arg(long, value_enum, default_value_t)]
     clock: Clock,
@@ -90,13 +106,23 @@ pub fn main(args: Args) -> Result<Exit> {
     let started = Instant::now();
     let files = (args.state_out, args.memory_out);
     let plan = Plan::new(args.snapshot.plan(files, ("--state-out", "--memory-out"), args.clock)?, args.end)
-        .with_pager_stats(args.stats);
+        .with_pager_stats(args.stats)
+        .with_chain(args.track.plan(args.chain_out.or_else(|| args.chain.clone()))?);
+    let mut config = match (args.chain, args.state) {
+        (Some(dir), _) => ChainDir::open(dir)?.restore_config(args.at)?,
+        (None, Some(state)) => RestoreConfig::new(state, args.memory_file.unwrap_or_default()),
+        (None, None) => {
+            return Err(Error::Usage("what is to be restored? Give --chain, or --state and --memory-file".into()));
+        }
+    };
+    config.diffs.extend(args.diffs.into_iter().map(|(state, memory)| SaveTarget { state, memory }));
     let (backend, server) = match (args.backend, args.backend_path) {
         (Backend::Map, None) => (RestoreBackend::Map, None),
         (Backend::Copy, None) => (RestoreBackend::Copy, None),
         (Backend::File, None) => (RestoreBackend::File, None),
         (Backend::Uffd, Some(path)) => {
-            let (backend, server) = backend::connect(path, &args.state, &[], args.backend_timeout)?;
+            let diffs: Vec<_> = config.diffs.iter().map(|diff| diff.state.clone()).collect();
+            let (backend, server) = backend::connect(path, &config.state, &diffs, args.backend_timeout)?;
             (backend, Some(server))
         }
         (Backend::Uffd, None) => {
@@ -105,17 +131,12 @@ pub fn main(args: Args) -> Result<Exit> {
         (_, Some(_)) => return Err(Error::Usage("--backend-path goes with --backend uffd".into())),
     };
     let plan = plan.with_server(server);
-    let machine = Machine::restore(RestoreConfig {
-        state: args.state,
-        memory: args.memory_file.unwrap_or_default(),
-        diffs: Vec::new(),
-        backend,
-        pager: PagerConfig { stream: !args.no_stream, fault_around: args.fault_around, ..PagerConfig::default() },
-        disks: args.disks.into_iter().map(Some).collect(),
-        clock: args.clock.into(),
-        track_dirty_pages: args.track_dirty_pages,
-        dirty_granule: Default::default(),
-        console: args.clock.console(&plan),
-    })?;
+    config.backend = backend;
+    config.pager = PagerConfig { stream: !args.no_stream, fault_around: args.fault_around, ..PagerConfig::default() };
+    config.disks = args.disks.into_iter().map(Some).collect();
+    config.clock = args.clock.into();
+    (config.track_dirty_pages, config.dirty_granule) = args.track.tracking();
+    config.console = args.clock.console(&plan);
+    let machine = Machine::restore(config)?;
     plan.drive(machine, started)
 }

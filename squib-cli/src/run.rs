@@ -9,6 +9,7 @@ use crate::drive::Plan;
 use crate::error::Result;
 use crate::exit::Exit;
 use crate::options::{self, Clock, EndArgs, SnapshotArgs};
+use crate::tracking::TrackArgs;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -16,6 +17,7 @@ Examples:
   squib run --kernel Image --initrd initramfs.cpio --disk root.ext4 --disk data.img,ro --cpus 4 --memory 2048
   squib run --kernel Image --initrd initramfs.cpio --cmdline 'console=ttyAMA0 quiet run=\"uname -a; count 5\"'
   squib run --kernel Image --initrd initramfs.cpio --snapshot-on ready --state vm.state --memory-file vm.mem --then continue
+  squib run --kernel Image --initrd initramfs.cpio --track-dirty-pages --snapshot-every 5 --chain vm
 
 A terminal is put into raw mode while the guest runs: Ctrl-C goes to the guest, Ctrl-A x ends squib.";
 
@@ -41,9 +43,11 @@ pub struct Args {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: u32,
-    /// Keep a log of written pages, so that later snapshots can be diffs
-    #[arg(long)]
-    track_dirty_pages: bool,
+    #[command(flatten)]
+    track: TrackArgs,
+    /// The directory of the chain that --snapshot-every writes: DIR/0000.state, DIR/0000.mem, DIR/0001.state and so on
+    #[arg(long, value_name = "DIR", requires = "snapshot_every")]
+    chain: Option<PathBuf>,
     /// What drives the guest's clock
     #[arg(long, value_enum, default_value_t)]
     clock: Clock,
@@ -63,7 +67,9 @@ pub struct Args {
 pub fn main(args: Args) -> Result<Exit> {
     let started = Instant::now();
     let files = (args.state, args.memory_file);
-    let plan = Plan::new(args.snapshot.plan(files, ("--state", "--memory-file"), args.clock)?, args.end);
+    let plan = Plan::new(args.snapshot.plan(files, ("--state", "--memory-file"), args.clock)?, args.end)
+        .with_chain(args.track.plan(args.chain)?);
+    let (track_dirty_pages, dirty_granule) = args.track.tracking();
     let machine = Machine::boot(MachineConfig {
         kernel: args.kernel,
         initrd: args.initrd,
@@ -71,8 +77,8 @@ pub fn main(args: Args) -> Result<Exit> {
         memory_mib: args.memory,
         cpus: args.cpus,
         disks: args.disks,
-        track_dirty_pages: args.track_dirty_pages,
-        dirty_granule: Default::default(),
+        track_dirty_pages,
+        dirty_granule,
         clock: args.clock.into(),
         console: args.clock.console(&plan),
     })?;

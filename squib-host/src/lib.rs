@@ -55,5 +55,6 @@ pub use config::{
 };
 pub use crash::CrashReport;
 pub use error::{Error, Result};
+pub use hv::baseline::protect_and_resume;
 pub use machine::{Machine, Stopper};
 pub use squib_snapshot::{SnapshotId, SnapshotKind};

@@ -151,7 +151,8 @@ enum Saved {
 impl Saved {
     fn open(config: &RestoreConfig) -> Result<Saved> {
         if let RestoreBackend::Source(_) = config.backend {
-            let file = StateFile::open(&config.state)?;
+            let newest = config.diffs.last().map_or(&config.state, |diff| &diff.state);
+            let file = StateFile::open(newest)?;
             file.state().verify_compatible()?;
             return Ok(Saved::State(Box::new(file)));
         }

@@ -94,7 +94,7 @@ fn a_storm_on_one_block_loses_nothing() {
         let mut machine = Machine::boot(config).unwrap();
         output.run_to_watch(&mut machine);
         shadow.check(&mut machine, SnapshotKind::Full, &link(directory.path(), 0));
-        for round in 1..60 {
+        for round in 1..if cfg!(feature = "long") { 200 } else { 25 } {
             run_for(&mut machine, Duration::from_micros(random.below(4000)));
             shadow.check(&mut machine, SnapshotKind::Diff, &link(directory.path(), round));
         }

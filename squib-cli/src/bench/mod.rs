@@ -1,7 +1,10 @@
 //! `squib bench`: figures beside a baseline that was measured in the same run.
 
 mod boot;
+mod diff;
+mod plot;
 mod restore;
+mod sweep;
 
 use std::time::Duration;
 
@@ -18,6 +21,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     Boot(boot::Args),
+    Diff(diff::Args),
     Restore(restore::Args),
 }
 
@@ -25,6 +29,7 @@ enum What {
 pub fn main(args: Args) -> Result<Exit> {
     match args.what {
         What::Boot(args) => boot::main(args),
+        What::Diff(args) => diff::main(args),
         What::Restore(args) => restore::main(args),
     }
 }

@@ -79,6 +79,12 @@ impl PageSource for TestSource {
     }
 }
 
+/// One virtual machine lives at a time: the tests of this crate that make one take turns.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// A lazy RAM, all of it absent. One lives at a time, as virtual machines do.
 pub struct LazyRam {
     // Dropped in this order: the memory map goes before the machine.
@@ -95,8 +101,7 @@ pub struct LazyRam {
 impl LazyRam {
     /// RAM with these bytes.
     pub fn new(source: Arc<TestSource>, fault_around: u32) -> LazyRam {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+        let turn = turn();
         let vm = VirtualMachine::new().unwrap();
         let ram = GuestRam::absent(BASE, source.size(), true).unwrap();
         let mapped = Arc::new(MappedRam::absent(Arc::clone(&ram)));

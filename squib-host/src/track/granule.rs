@@ -20,7 +20,7 @@ pub const BLOCK: u64 = 2 << 20;
 /// Pages of one block that may fault in one epoch before the rest of it is opened.
 pub const DENSE: u16 = 32;
 /// For how many epochs in which it is written a block that was dense is tracked whole.
-pub const RETRY_AFTER: u8 = 16;
+pub const RETRY_AFTER: u8 = 8;
 
 /// The choice for every block of RAM.
 #[derive(Debug)]

@@ -1,0 +1,177 @@
+//! Diffs of real guests: what base and diffs add up to is the guest's RAM at the moment of the pause, byte for byte, in every one of
+//! many rounds; chains on the command line; links that fail.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use squib_host::{DiskConfig, Machine, MachineConfig, SaveTarget, SnapshotKind};
+use squib_snapshot::{Chain, StateFile};
+use squib_tests::{Output, Random, Shadow, Squib, all_to, counted, guest, run_for, turn};
+
+fn link(directory: &Path, number: usize) -> SaveTarget {
+    let file = |extension| directory.join(format!("{number:04}.{extension}"));
+    SaveTarget { state: file("state"), memory: file("mem") }
+}
+
+/// Runs a guest for `rounds` random times of at most `longest`, a snapshot after each, now and then a full one.
+fn rounds(mut config: MachineConfig, ready: &str, rounds: usize, longest: Duration) {
+    let _turn = turn();
+    let mut random = Random::new();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (output, mut shadow) = (Output::default(), Shadow::default());
+    (config.track_dirty_pages, config.console) = (true, output.console(&[ready]));
+    let mut machine = Machine::boot(config).expect("the machine boots");
+    output.run_to_watch(&mut machine);
+    let (mut dirty, mut faults, mut links) = (0, 0, Vec::new());
+    for round in 0..rounds {
+        let target = link(directory.path(), round);
+        let full = round % 32 == 0;
+        let report = shadow.check(&mut machine, if full { SnapshotKind::Full } else { SnapshotKind::Diff }, &target);
+        if full {
+            links.clear();
+        } else {
+            dirty += report.dirty_bytes.expect("writes are tracked");
+            faults += report.write_faults;
+        }
+        links.push(target);
+        run_for(&mut machine, Duration::from_micros(1 + random.below(longest.as_micros() as u64)));
+    }
+    println!("{rounds} rounds: {dirty} bytes of diffs after {faults} write faults");
+    assert!(dirty > 0 && faults > 0, "{}", output.text());
+    let (base, diffs) = links.split_first().expect("there are links");
+    let diffs: Vec<_> = diffs.iter().map(|link| (&link.state, &link.memory)).collect();
+    let chain = Chain::open((&base.state, &base.memory), &diffs).expect("they are a chain");
+    let mut ram = vec![0; chain.ram_size() as usize];
+    chain.read_checked(0, &mut ram).expect("every byte has its checksum");
+    assert!(ram == shadow.ram(), "the chain and its files agree");
+}
+
+/// A disk of random bytes.
+fn scratch_disk(directory: &Path) -> DiskConfig {
+    let path = directory.join("scratch.img");
+    fs::write(&path, vec![0x5a; 8 << 20]).expect("the disk is written");
+    DiskConfig { path, read_only: false }
+}
+
+/// Two vCPUs fill memory, files and a disk, and read the disk.
+#[test]
+fn base_and_diffs_are_ram_at_every_pause() {
+    let disks = tempfile::tempdir().expect("a temporary directory");
+    let commands = "work() { while true; do dd if=/dev/urandom of=/file$1 bs=64k count=24; dd if=/file$1 of=/dev/vda bs=64k \
+                    seek=$(($1 * 32)); dd if=/dev/vda of=/copy$1 bs=16k count=90; done 2>/dev/null; }; \
+                    echo the work begins; work 0 & work 1 & wait";
+    let mut config = guest("minimal", 64, commands);
+    (config.cpus, config.disks) = (2, vec![scratch_disk(disks.path())]);
+    let many = if cfg!(feature = "long") { 300 } else { 60 };
+    rounds(config, "the work begins", many, Duration::from_millis(30));
+}
+
+/// `stress-ng` on four vCPUs writes memory and disk, in a Debian root.
+#[cfg(feature = "long")]
+#[test]
+fn base_and_diffs_are_ram_under_stress() {
+    let disks = tempfile::tempdir().expect("a temporary directory");
+    let path = disks.path().join("root.ext4");
+    fs::copy(squib_tests::image("debian-root/bookworm.ext4", "make root-disk"), &path).expect("the disk is copied");
+    let commands = "cd /home; echo the stress begins; \
+                    stress-ng --vm 2 --vm-bytes 48M --hdd 1 --hdd-bytes 32M --temp-path /home --memcpy 1 -t 3600";
+    let mut config = guest("bookworm-cloud", 320, commands);
+    config.cmdline = format!("squib.root=/dev/vda {}", config.cmdline);
+    (config.cpus, config.disks) = (4, vec![DiskConfig { path, read_only: false }]);
+    rounds(config, "the stress begins", 300, Duration::from_millis(400));
+}
+
+/// A guest that counts to `to`, with a chain; the run ends before, at `end`.
+fn counting(directory: &Path, to: u32, end: u32) -> Squib {
+    Squib::run("minimal", &format!("count {to} 0.05"))
+        .option("--exit-on", format!("count {end}\r\n"))
+        .arg("--json")
+        .arg("--track-dirty-pages")
+        .option("--snapshot-every", "0.3")
+        .option("--chain", directory)
+}
+
+fn links(directory: &Path) -> usize {
+    (0..).take_while(|number| link(directory, *number).state.exists()).count()
+}
+
+/// The program writes a chain while its guest counts; every link of it is a guest that goes on counting, and the last one goes on with
+/// the chain.
+#[test]
+fn a_chain_grows_while_its_guest_runs() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let dir = directory.path().join("chain");
+    let outcome = counting(&dir, 60, 30).outcome().expect(0);
+    assert_eq!(counted(&outcome.console), all_to(30), "snapshots do not disturb the guest");
+    let first = outcome.event("snapshot");
+    assert!(first["parent"].is_null() && first["total_us"].as_u64() >= first["pause_us"].as_u64(), "{first}");
+    let written = links(&dir);
+    assert!(written >= 3, "{outcome:?}");
+
+    let restore = |at: usize| Squib::new("restore").option("--chain", &dir).option("--at", at.to_string());
+    for (at, backend) in [(0, "map"), (1, "map"), (written - 1, "copy"), (written - 1, "file")] {
+        let console = restore(at).option("--backend", backend).outcome().expect(0).console;
+        let rest = counted(&console);
+        assert_eq!(rest.last(), Some(&60), "link {at}, {backend}: {console}");
+        assert!(rest.windows(2).all(|pair| pair[0] + 1 == pair[1]), "link {at}, {backend}: {console}");
+    }
+    restore(written).outcome().expect_error(&["has no link", &written.to_string()]);
+
+    // The same by its files, and a chain of its own.
+    let own = directory.path().join("own");
+    let files = |number| link(&dir, number);
+    let restored = Squib::new("restore")
+        .option("--state", files(0).state)
+        .option("--memory-file", files(0).memory)
+        .option("--diff", files(1).state)
+        .arg("--track-dirty-pages")
+        .option("--snapshot-every", "0.3")
+        .option("--chain-out", &own);
+    restored.outcome().expect(0);
+    assert!(links(&own) >= 2 && links(&dir) == written);
+
+    // Not the last link: its diffs would not continue the chain. The last one: they do.
+    let go_on = |restore: Squib| restore.arg("--track-dirty-pages").option("--snapshot-every", "0.05");
+    go_on(restore(0)).outcome().expect_error(&["does not continue", "--chain"]);
+    let last = StateFile::open(&files(written - 1).state).expect("a link").identity();
+    go_on(Squib::new("restore").option("--chain", &dir)).outcome().expect(0);
+    let next = StateFile::open(&files(written).state).expect("the chain went on");
+    assert_eq!(next.parent(), Some(last));
+    let chain: Vec<_> = (1..links(&dir)).map(files).map(|link| (link.state, link.memory)).collect();
+    let chain = Chain::open((files(0).state, files(0).memory), &chain).expect("one chain");
+    chain.verify_report().expect("every page is what was saved");
+    counting(&dir, 5, 5).outcome().expect_error(&["does not continue", "empty directory"]);
+}
+
+/// A directory that is away for a while costs the links of that while, and no page.
+#[test]
+fn links_that_fail_leave_the_guest_running_and_their_pages_to_the_next() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (dir, away) = (directory.path().join("chain"), directory.path().join("away"));
+    let mover = std::thread::spawn({
+        let dir = dir.clone();
+        move || {
+            let wait_for = |count: usize| {
+                let patience = std::time::Instant::now();
+                while links(&dir) < count && patience.elapsed() < Duration::from_secs(60) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                links(&dir)
+            };
+            wait_for(2);
+            fs::rename(&dir, &away).expect("the directory goes away");
+            std::thread::sleep(Duration::from_secs(1));
+            fs::rename(&away, &dir).expect("the directory comes back");
+            let before = links(&dir);
+            (before, wait_for(before + 1))
+        }
+    });
+    let outcome = counting(&dir, 180, 150).outcome().expect(0);
+    let (before, after) = mover.join().expect("the directory can be moved");
+    assert!(after > before && before >= 2, "{before} links, then {after}: {outcome:?}");
+    assert_eq!(counted(&outcome.console), all_to(150));
+    assert!(outcome.event("snapshot-failed")["error"].as_str().is_some_and(|error| !error.is_empty()));
+    let console = Squib::new("restore").option("--chain", &dir).option("--backend", "copy").outcome().expect(0).console;
+    assert_eq!(counted(&console).last(), Some(&180), "{console}");
+}
