@@ -27,6 +27,8 @@
 //! # Where it differs from a Mach
 //! * A Mach decides before signals. A handler for SIGSEGV or SIGBUS that is installed *after* the first exception port was set
 //!   is called first, until the next `thread_set_exception_ports` puts it in second place again.
+//! * A signal handler that interrupts one of these calls must not touch memory that only a receiver can make accessible: the call may
+//!   hold the lock of a port. (Faults themselves never take one.)
 //! * A forked child starts without any port, as on a Mach; but the task's exception ports are not inherited either.
 
 mod time;
