@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::{Result, SnapshotContext};
 use crate::exit::Exit;
+use crate::output;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -28,8 +29,8 @@ pub struct Args {
 pub fn main(args: Args) -> Result<Exit> {
     let description = squib_snapshot::describe(&args.state).about(&args.state)?;
     match args.json {
-        true => println!("{:#}", description.to_json()),
-        false => println!("{}", description.human().trim_end()),
+        true => output::line(format_args!("{:#}", description.to_json()))?,
+        false => output::line(description.human().trim_end())?,
     }
     Ok(Exit::Done)
 }

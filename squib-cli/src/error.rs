@@ -11,7 +11,7 @@ pub enum Error {
     #[error(transparent)]
     Host(#[from] squib_host::Error),
     /// A snapshot file.
-    #[error("{}{source}", about(path, source))]
+    #[error("{}{source}{}", about(path, source), hint(source))]
     Snapshot {
         /// The file.
         path: PathBuf,
@@ -37,6 +37,16 @@ pub enum Error {
 /// The file's name in front of a text that does not name it already.
 fn about(path: &Path, source: &SnapshotError) -> String {
     if source.path().is_some() { String::new() } else { format!("{}: ", path.display()) }
+}
+
+/// What a bare error of a state file may mean to someone who mixed up two names.
+fn hint(source: &SnapshotError) -> &'static str {
+    match source {
+        SnapshotError::CrcMismatch | SnapshotError::TooShort | SnapshotError::MagicMismatch { .. } => {
+            "; the file is damaged or no state file"
+        }
+        _ => "",
+    }
 }
 
 /// Shorthand.

@@ -14,6 +14,7 @@ mod exit;
 mod guest_cache;
 mod merge;
 mod options;
+mod output;
 mod page_server;
 mod pager;
 mod progress;

@@ -8,6 +8,7 @@ use squib_snapshot::{Chain, inferred_memory_path, merge};
 
 use crate::error::{Result, SnapshotContext};
 use crate::exit::Exit;
+use crate::output;
 use crate::progress::Spinner;
 
 const AFTER_HELP: &str = "\
@@ -60,7 +61,7 @@ pub fn main(args: Args) -> Result<Exit> {
     let report = merge(&chain, state, memory).about(state)?;
     drop(spinner);
     match args.json {
-        true => println!(
+        true => output::line(format_args!(
             "{:#}",
             json!({
                 "identity": report.identity.to_string(),
@@ -69,15 +70,15 @@ pub fn main(args: Args) -> Result<Exit> {
                 "bytes_written": report.bytes_written,
                 "bytes_copied": report.bytes_copied,
             })
-        ),
-        false => println!(
+        ))?,
+        false => output::line(format_args!(
             "{} diffs folded into {}: {} written, {} copied{}",
             report.diffs,
             state.display(),
             BinaryBytes(report.bytes_written),
             BinaryBytes(report.bytes_copied),
             if report.cloned { ", the rest shared with the base" } else { "" },
-        ),
+        ))?,
     }
     Ok(Exit::Done)
 }

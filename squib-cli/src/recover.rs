@@ -7,6 +7,7 @@ use squib_snapshot::recover;
 
 use crate::error::{Error, Result, SnapshotContext};
 use crate::exit::Exit;
+use crate::output;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -44,13 +45,13 @@ pub fn main(args: Args) -> Result<Exit> {
             let paths: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
             (name.to_owned(), json!(paths))
         });
-        println!("{:#}", json!(lists.into_iter().collect::<serde_json::Map<_, _>>()));
+        output::line(format_args!("{:#}", json!(lists.into_iter().collect::<serde_json::Map<_, _>>())))?;
     } else if report.is_clean() {
-        println!("nothing to do");
+        output::line("nothing to do")?;
     } else {
         for (_, what, paths) in groups {
             for path in paths {
-                println!("{}: {what}", path.display());
+                output::line(format_args!("{}: {what}", path.display()))?;
             }
         }
     }

@@ -6,6 +6,7 @@ use squib_snapshot::Pair;
 
 use crate::error::{Error, Result, SnapshotContext};
 use crate::exit::Exit;
+use crate::output;
 use crate::progress::Spinner;
 
 const AFTER_HELP: &str = "\
@@ -37,8 +38,8 @@ pub fn main(args: Args) -> Result<Exit> {
     let report = pair.verify_report().about(&args.memory)?;
     drop(spinner);
     match args.json {
-        true => println!("{:#}", report.to_json()),
-        false => print!("{}", report.human()),
+        true => output::line(format_args!("{:#}", report.to_json()))?,
+        false => output::line(report.human().trim_end())?,
     }
     match report.damaged.len() {
         0 => Ok(Exit::Done),

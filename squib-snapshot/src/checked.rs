@@ -183,6 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "a hundred thousand insertions")]
     fn what_is_remembered_stays_within_its_budget() {
         let mut known = Known::default();
         let blocks = 2 * BUDGET as u64 / (OVERHEAD as u64 + 1024);

@@ -113,9 +113,7 @@ impl<Data: DeserializeOwned> Snapshot<Data> {
     /// the header can be read; [`SnapshotError::Bitcode`] if the rest is not a `Data`.
     pub fn load_without_crc_check(data_buf: &[u8]) -> Result<Self> {
         check_size(data_buf)?;
-        if let Some(header) = peek_header(data_buf) {
-            check_header(&header, &SNAPSHOT_VERSION)?;
-        }
+        check_start(data_buf, &SNAPSHOT_VERSION)?;
         // What a machine's state may announce is limited; other data are the caller's own affair.
         if std::any::type_name::<Data>() == std::any::type_name::<crate::MicrovmState>() {
             crate::bounded::check_totals(data_buf)?;
@@ -148,6 +146,19 @@ pub fn peek_header(buf: &[u8]) -> Option<SnapshotHdr> {
     }
     let text = std::str::from_utf8(rest.get(..usize::from(*len))?).ok()?;
     Some(SnapshotHdr { magic: u64::from_le_bytes(*magic), version: text.parse().ok()? })
+}
+
+/// What can be told before anything is decoded: a foreign magic, zeros included, and a version that is not for this reader.
+pub(crate) fn check_start(body: &[u8], newest: &Version) -> Result<()> {
+    if let Some(header) = peek_header(body) {
+        return check_header(&header, newest);
+    }
+    match body.split_first_chunk::<9>() {
+        Some(([0, magic @ ..], _)) if u64::from_le_bytes(*magic) != arch_magic() => {
+            Err(SnapshotError::MagicMismatch { found: u64::from_le_bytes(*magic), expected: arch_magic() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Magic must be ours; the major version that of `newest`, the minor not above it.

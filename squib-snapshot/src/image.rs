@@ -7,12 +7,14 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use crate::digest::{Checksum, non_zero_runs};
 use crate::dirty::PageSet;
+use crate::error::at;
 use crate::fs::FsFile;
 use crate::memory::PageReader;
 use crate::record::{BlockSums, byte_ranges};
@@ -30,6 +32,8 @@ const FLUSH: u64 = 32 << 20;
 
 /// What to write.
 pub(crate) struct Plan<'a> {
+    /// Where the image will be: named by errors.
+    pub(crate) dest: &'a Path,
     pub(crate) ram_size: u64,
     /// Pages of a diff; `None` for all of RAM.
     pub(crate) pages: Option<&'a PageSet>,
@@ -69,10 +73,11 @@ impl Unit<'_> {
 
 /// Writes the image into `file`, which is new and empty, and returns its checksums.
 pub(crate) fn write(file: &dyn FsFile, source: &(impl PageReader + ?Sized), plan: &Plan<'_>) -> io::Result<Written> {
-    file.set_len(plan.ram_size)?;
+    file.set_len(plan.ram_size).map_err(at("set the length of", plan.dest))?;
     let total = plan.pages.map_or(plan.ram_size, |p| p.len().saturating_mul(p.page_size()));
     let shared = Shared {
         file,
+        dest: plan.dest,
         full: plan.pages.is_none(),
         block_size: plan.block_size,
         bytes: AtomicU64::new(0),
@@ -105,7 +110,7 @@ fn start_flusher<'scope, 'env: 'scope>(
         for () in told {
             // An error of the disk may be told only once: it must not get lost here.
             if let Err(e) = shared.file.flush() {
-                shared.fail(e);
+                shared.fail(at("write", shared.dest)(e));
             }
         }
     });
@@ -233,6 +238,7 @@ struct Block {
 /// What the workers have in common.
 struct Shared<'a> {
     file: &'a dyn FsFile,
+    dest: &'a Path,
     full: bool,
     block_size: u64,
     bytes: AtomicU64,
@@ -302,7 +308,7 @@ impl Shared<'_> {
 
     fn write_bytes(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.file.write_all_at(bytes, start)
+        self.file.write_all_at(bytes, start).map_err(at("write", self.dest))
     }
 
     fn flush_if_due(&self, flusher: &SyncSender<()>) {

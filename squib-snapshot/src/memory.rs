@@ -192,7 +192,13 @@ impl MemoryWriter {
     }
 
     fn write<R: PageReader + ?Sized>(&self, reader: &R, pages: Option<&PageSet>) -> Result<()> {
-        let plan = Plan { ram_size: self.ram_size, pages, block_size: UNIT, read_size: self.page_size };
+        let plan = Plan {
+            dest: self.file.dest_path(),
+            ram_size: self.ram_size,
+            pages,
+            block_size: UNIT,
+            read_size: self.page_size,
+        };
         image::write(self.file.file(), reader, &plan).map(drop).map_err(SnapshotError::MemoryIo)
     }
 

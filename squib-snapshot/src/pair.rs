@@ -124,7 +124,7 @@ fn prepare_pair_on<'f>(fs: &'f dyn Fs, request: &PairRequest<'_>) -> Result<Prep
         Contents::Diff { parent, pages } => (Some(parent), Some(pages)),
     };
     let transaction = Transaction::begin(fs, request.state_path, request.memory_path)?;
-    let plan = Plan { ram_size: request.ram_size, pages, block_size, read_size: UNIT };
+    let plan = Plan { dest: request.memory_path, ram_size: request.ram_size, pages, block_size, read_size: UNIT };
     let written = image::write(transaction.memory_file(), request.memory, &plan).map_err(SnapshotError::MemoryIo)?;
     let record = SnapshotRecord {
         identity: SnapshotId::random()?,

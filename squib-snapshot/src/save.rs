@@ -87,8 +87,13 @@ pub fn save<R: PageReader + ?Sized>(req: SaveRequest<'_, R>) -> Result<SaveRepor
     let mut state = Vec::new();
     Snapshot::new(req.state).save(&mut state)?;
     let transaction = Transaction::begin(&RealFs, req.state_path, req.memory_path)?;
-    let plan =
-        Plan { ram_size: req.ram_size, pages: dirty.as_ref(), block_size: UNIT, read_size: req.memory_page_size };
+    let plan = Plan {
+        dest: req.memory_path,
+        ram_size: req.ram_size,
+        pages: dirty.as_ref(),
+        block_size: UNIT,
+        read_size: req.memory_page_size,
+    };
     image::write(transaction.memory_file(), req.memory, &plan).map_err(SnapshotError::MemoryIo)?;
     transaction.commit(&state)?;
     let pages_written = dirty.as_ref().map_or(0, |pages| pieces(pages, req.ram_size, req.memory_page_size));

@@ -10,7 +10,7 @@ use semver::Version;
 use crate::digest::checksum;
 use crate::dirty::PageSet;
 use crate::envelope::{
-    Snapshot, SnapshotHdr, arch_magic, check_header, checked_body, crc64, peek_header, read_limited,
+    Snapshot, SnapshotHdr, arch_magic, check_header, check_start, checked_body, crc64, read_limited,
 };
 use crate::error::{Result, SnapshotError, at};
 use crate::fs::{RealFs, open_regular};
@@ -76,9 +76,7 @@ impl StateFile {
 
     /// Decodes a body whose trailer is not looked at.
     pub(crate) fn from_body(body: &[u8]) -> Result<Self> {
-        if let Some(header) = peek_header(body) {
-            check_header(&header, &SNAPSHOT_VERSION_RECORD)?;
-        }
+        check_start(body, &SNAPSHOT_VERSION_RECORD)?;
         crate::bounded::check_totals(body)?;
         let snapshot: Snapshot<MicrovmState> = bitcode::deserialize(body)?;
         check_header(&snapshot.header, &SNAPSHOT_VERSION_RECORD)?;

@@ -33,7 +33,7 @@ pub(crate) use journal::journal_path;
 use journal::{JOURNAL_SUFFIX, Journal, is_pending_name};
 
 use crate::atomic::{parent_dir, random_name};
-use crate::error::{Result, SnapshotError};
+use crate::error::{Result, SnapshotError, at};
 use crate::fs::{Fs, FsFile, Kind, Lock};
 
 /// How long a load waits for a saver that is between its commit point and the end of its renames.
@@ -70,7 +70,7 @@ impl<'f> Transaction<'f> {
         for dest in [state, memory] {
             if fs.kind(dest)? == Some(Kind::Directory) {
                 let e = io::Error::new(io::ErrorKind::IsADirectory, "destination is a directory");
-                return Err(SnapshotError::AtomicCommitFailed(crate::error::at("rename into place", dest)(e)));
+                return Err(SnapshotError::AtomicCommitFailed(at("rename into place", dest)(e)));
             }
         }
         let (path, memory_file) = create_pending(fs, memory)?;
@@ -105,7 +105,7 @@ impl<'f> Transaction<'f> {
     pub(crate) fn commit(mut self, state_bytes: &[u8]) -> Result<()> {
         let (state_temp, state_file) = create_pending(self.fs, &self.state)?;
         self.pending.push(state_temp);
-        state_file.write_all_at(state_bytes, 0)?;
+        state_file.write_all_at(state_bytes, 0).map_err(at("write", &self.state))?;
         let journal = Journal::new(
             &self.state,
             &self.memory,
@@ -116,14 +116,14 @@ impl<'f> Transaction<'f> {
         let journal_path = journal_path(&self.state);
         let (journal_temp, journal_file) = create_pending(self.fs, &journal_path)?;
         self.pending.push(journal_temp.clone());
-        journal_file.write_all_at(&journal.to_bytes(), 0)?;
+        journal_file.write_all_at(&journal.to_bytes(), 0).map_err(at("write", &journal_path))?;
         // At the same time, so that the small ones are done when the memory is. The thread that has the processor takes the memory.
         let (memory, small) = std::thread::scope(|scope| {
             let small = scope.spawn(|| state_file.sync().and_then(|()| journal_file.sync()));
             (self.memory_file.sync(), join(small))
         });
-        memory.map_err(SnapshotError::MemoryIo)?;
-        small?;
+        memory.map_err(at("sync", &self.memory)).map_err(SnapshotError::MemoryIo)?;
+        small.map_err(at("sync", &self.state))?;
 
         let placed = self.place(&journal_temp, &journal_path);
         match placed {
