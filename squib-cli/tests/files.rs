@@ -152,3 +152,34 @@ fn recover_says_what_it_did() {
         assert_eq!(report[list], serde_json::json!([]), "{report}");
     }
 }
+
+#[test]
+fn what_is_no_state_file_is_called_so() {
+    let fixture = Fixture::new();
+    fs::write(fixture.file("zeros"), [0; 4096]).expect("a file");
+    fs::write(fixture.file("empty"), []).expect("a file");
+    for (state, what) in
+        [("base.mem", "CRC64 mismatch"), ("zeros", "magic mismatch (file: 0x0,"), ("empty", "too short")]
+    {
+        let (_, stderr) = fixture.expect(&["verify", state, "base.mem"], 1);
+        assert!(stderr.starts_with(&format!("squib: error: {state}: snapshot ")), "{stderr}");
+        assert!(stderr.contains(what) && stderr.ends_with("; the file is damaged or no state file\n"), "{stderr}");
+    }
+    let (_, stderr) = fixture.expect(&["verify", "base.state", "nowhere.mem"], 1);
+    assert!(stderr.contains("nowhere.mem") && stderr.lines().count() == 1, "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let fixture = Fixture::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_squib"))
+        .args(["describe", "base.state"])
+        .current_dir(fixture.file(""))
+        .stdout(writer)
+        .output()
+        .expect("squib runs");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
