@@ -4,6 +4,10 @@
 //! for zeros and write it, and one more thread sees to it that the disk begins early with what is written. At most [`BUFFERS`] units
 //! are in flight, so the extra memory is the same for every size of guest. A full image is sparse where RAM is zero; a diff image
 //! holds exactly the pages of its set.
+//!
+//! Images go through the cache on every system. macOS could keep them out of it (`F_NOCACHE`), but then every stretch between two
+//! holes would be a transfer of its own that a worker waits for, and the next thing to happen to a snapshot is often a restore
+//! that maps it: what was just written is what it needs. Linux keeps little unwritten data around, because of the early start.
 
 use std::io;
 use std::ops::Range;
