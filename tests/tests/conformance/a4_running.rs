@@ -55,7 +55,7 @@ fn a4_06_what_is_taken_away_is_gone_on_return() {
             let (vm, stop) = (guest.vm.clone(), &stop);
             scope.spawn(move || count(&vm, SPACE + 64 * vcpu, stop));
         }
-        for round in 0..60 {
+        for round in 0..21 {
             let before = counters();
             let start = Instant::now();
             while counters().iter().zip(&before).any(|(now, before)| now == before) {
