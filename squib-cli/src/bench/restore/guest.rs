@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -196,6 +196,7 @@ fn forget(path: &Path) -> Result<bool> {
     file.sync_all().context(cannot)?;
     #[cfg(target_os = "linux")]
     {
+        use std::time::Instant;
         // Pages that a process which has just ended had mapped may still be on their way out.
         let begun = Instant::now();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(Into::into).context(cannot)?;
@@ -206,10 +207,7 @@ fn forget(path: &Path) -> Result<bool> {
         Ok(true)
     }
     #[cfg(not(target_os = "linux"))]
-    {
-        let _ = Instant::now();
-        Ok(false)
-    }
+    Ok(false)
 }
 
 /// Bytes of memory of a process, what it shares with others counted in parts. `None` where the system does not tell.
