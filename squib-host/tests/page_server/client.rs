@@ -1,0 +1,185 @@
+//! Our client and an independent server, which misbehaves.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use squib_host::pager::{Images, PageServer, PageSource, RemoteConfig, RemoteSource, SourceError};
+
+use crate::fixture::{MIB, PAGE, Saved, Serving, quick, reads_all_of};
+use crate::peer::{self, Fault};
+use crate::server::Client;
+
+#[test]
+fn answers_in_any_order_are_taken() {
+    let saved = Saved::new(6 * MIB, 0);
+    let _server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::None);
+    reads_all_of(&saved.connect().expect("connected"), &saved.ram);
+}
+
+#[test]
+fn a_server_that_will_not_do_is_an_error_at_once() {
+    let saved = Saved::new(6 * MIB, 0);
+    let error = saved.connect().expect_err("nobody is there").to_string();
+    assert!(error.contains("no such socket") && error.contains(saved.socket().to_str().expect("UTF-8")), "{error}");
+    for (fault, words) in [
+        (Fault::ClosesAtHello, vec!["closed without an answer"]),
+        (Fault::SilentAtHello, vec!["no WELCOME within 300ms"]),
+        (Fault::Garbage, vec!["announced a frame"]),
+        (Fault::Version, vec!["version 2"]),
+        (Fault::OtherSnapshot, vec!["abababababababababababababababab", &saved.links[0].2.to_string()]),
+        (Fault::OtherSize, vec!["6307840 bytes", "6291456"]),
+        (Fault::OtherPage, vec!["4096"]),
+        (Fault::Refuses, vec!["not today"]),
+    ]
+    .map(|(fault, words)| (fault, words.into_iter().map(str::to_owned).collect::<Vec<_>>()))
+    {
+        let server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], fault);
+        let error = saved.connect().expect_err("refused");
+        assert!(matches!(error, SourceError::Unavailable(_)), "{error}");
+        for word in words {
+            assert!(error.to_string().contains(&word), "{fault:?}: {error}");
+        }
+        drop(server);
+    }
+    std::os::unix::net::UnixListener::bind(saved.socket()).expect("bound");
+    let error = saved.connect().expect_err("nobody listens").to_string();
+    assert!(error.contains("nobody listens"), "{error}");
+}
+
+/// A fault in the middle: a named error, no byte of it taken for data; and when the server mends its ways, the same source
+/// goes on.
+#[track_caller]
+fn survives(fault: Fault, words: &str, damaged: bool) {
+    let saved = Saved::new(6 * MIB, 0);
+    let server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::None);
+    let source = saved.connect().expect("connected");
+    let mut page = vec![0xee; PAGE];
+    source.read(0, &mut page).expect("read");
+    server.set(fault);
+    thread::scope(|scope| {
+        for n in 1..4 {
+            let source = &source;
+            scope.spawn(move || {
+                let error = source.read(n * PAGE as u64, &mut vec![0; PAGE]).expect_err("a fault");
+                assert_eq!(matches!(error, SourceError::Damaged(_)), damaged, "{fault:?}: {error}");
+                let text = error.to_string();
+                assert!(text.contains(words) && text.contains("page server"), "{fault:?}: {text}");
+            });
+        }
+    });
+    server.set(Fault::None);
+    for n in [0, 1, 5 * 64, 300] {
+        let expected = &saved.ram[n * PAGE..(n + 1) * PAGE];
+        source.read((n * PAGE) as u64, &mut page).expect("it goes on");
+        assert!(page == expected, "page {n}");
+    }
+}
+
+#[test]
+fn a_server_that_dies_is_unavailable() {
+    survives(Fault::ClosesAtRead, "closed the connection", false);
+    survives(Fault::ClosesInAnswer, "middle of a frame", false);
+}
+
+#[test]
+fn a_server_that_is_slow_is_unavailable() {
+    survives(Fault::Silent, "no answer within 300ms", false);
+    survives(Fault::Stalls, "within 300ms", false);
+}
+
+#[test]
+fn a_server_that_lies_is_damaged() {
+    survives(Fault::Lies, "are wrong: checksum", true);
+    survives(Fault::LiesZero, "are wrong: checksum", true);
+}
+
+#[test]
+fn checksums_of_pages_must_be_those_of_the_state() {
+    let saved = Saved::new(6 * MIB, 0);
+    let _server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::LiesWell);
+    let source = saved.connect().expect("connected");
+    let error = source.read(0, &mut vec![0; PAGE]).expect_err("a lie");
+    assert!(matches!(error, SourceError::Damaged(_)), "{error}");
+    assert!(error.to_string().contains("checksums of the pages at 0x0..0x200000 are wrong"), "{error}");
+}
+
+#[test]
+fn small_blocks_are_checked_directly() {
+    for block_size in [4096, 16384] {
+        let saved = Saved::new(6 * MIB, block_size);
+        let server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::None);
+        let source = saved.connect().expect("connected");
+        reads_all_of(&source, &saved.ram);
+        server.set(Fault::LiesWell);
+        let error = source.read(0, &mut vec![0; PAGE]).expect_err("a lie");
+        assert!(matches!(error, SourceError::Damaged(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_server_that_sends_garbage_is_unavailable() {
+    survives(Fault::BadTransport, "DATA does not have the checksum", false);
+    survives(Fault::Short, "not the length asked for", false);
+    survives(Fault::Long, "announced a frame", false);
+    survives(Fault::Oversized, "4294967295 bytes", false);
+    survives(Fault::WrongId, "which nobody made", false);
+    survives(Fault::WrongKind, "answers with kind 6 where 4 is due", false);
+}
+
+#[test]
+fn too_few_checksums_are_garbage() {
+    let saved = Saved::new(6 * MIB, 0);
+    let _server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::ShortSums);
+    let error = saved.connect().expect("connected").read(0, &mut vec![0; PAGE]).expect_err("garbage");
+    assert!(error.to_string().contains("checksums of 128 pages"), "{error}");
+}
+
+#[test]
+fn a_servers_refusals_are_passed_on() {
+    survives(Fault::Damaged, "the disk is on fire", true);
+    survives(Fault::Io, "the disk is on fire", false);
+}
+
+#[test]
+fn a_server_that_comes_back_is_found_and_another_is_not_taken() {
+    let saved = Saved::new(6 * MIB, 0);
+    let server = saved.serve();
+    let patient = RemoteConfig { patience: Duration::from_secs(60), ..quick(&saved.socket()) };
+    let source = Arc::new(RemoteSource::connect(patient, saved.states()).expect("connected"));
+    let mut page = vec![0; PAGE];
+    source.read(0, &mut page).expect("read");
+    drop(server);
+    let other = Saved::new(6 * MIB, 0);
+    let wrong = Serving::start(Images::chain(&other.chain()).expect("images"), &saved.socket());
+    // Waits through a server of another snapshot, which is only noticed, and goes on with the right one.
+    let waiting = {
+        let source = Arc::clone(&source);
+        thread::spawn(move || {
+            let mut page = vec![0; PAGE];
+            source.read(PAGE as u64, &mut page).map(|_| page)
+        })
+    };
+    let hasty = RemoteSource::connect(quick(&saved.socket()), saved.states()).expect_err("another snapshot");
+    assert!(hasty.to_string().contains(&other.links[0].2.to_string()), "{hasty}");
+    drop(wrong);
+    let _server = saved.serve();
+    let page = waiting.join().expect("the thread").expect("read");
+    assert!(page == saved.ram[PAGE..2 * PAGE]);
+}
+
+#[test]
+fn once_ends_with_the_first_client_and_leaves_nothing() {
+    let saved = Saved::new(6 * MIB, 0);
+    let server = PageServer::bind(Images::chain(&saved.chain()).expect("images"), saved.socket()).expect("bound");
+    let serving = thread::spawn(move || server.serve(true));
+    // One that never gets in does not count.
+    let (refused, kind, _) = Client::greet(&saved.socket(), &peer::hello((9, 9), 0, &[]));
+    assert_eq!(kind, peer::ERROR);
+    drop(refused);
+    let source = saved.connect().expect("connected");
+    source.read(0, &mut vec![0; PAGE]).expect("read");
+    drop(source);
+    serving.join().expect("the thread").expect("served");
+    assert!(!saved.socket().exists());
+}
