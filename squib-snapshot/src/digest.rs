@@ -132,6 +132,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "megabytes to checksum, without the processor's help")]
     fn checksums_join() {
         let bytes: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
         for cut in [0, 1, 7, 4096, 16384, 99_999, 100_000] {
