@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use squib_difftest::campaign::{self, Limits, Subject, Table};
@@ -12,6 +13,12 @@ use squib_difftest::engine::Engine;
 use squib_difftest::generator::Draw;
 
 const QEMU: &str = "qemu-aarch64";
+
+/// A process has one virtual machine: the tests that need one take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_nanos() as u64 & 0xffff_ffff
@@ -23,6 +30,7 @@ fn limits(seconds: u64) -> Limits {
 
 #[test]
 fn the_engine_and_the_reference_agree() {
+    let _turn = turn();
     let seed = seed();
     println!("seed {seed}");
     let mut engine = Engine::new().expect("a virtual machine");
@@ -59,6 +67,7 @@ fn compare_undefined(subject: &mut dyn Subject) {
 
 #[test]
 fn the_same_words_are_undefined() {
+    let _turn = turn();
     compare_undefined(&mut Engine::new().expect("a virtual machine"));
 }
 

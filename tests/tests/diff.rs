@@ -61,7 +61,7 @@ fn base_and_diffs_are_ram_at_every_pause() {
     let commands = "work() { while true; do dd if=/dev/urandom of=/file$1 bs=64k count=24; dd if=/file$1 of=/dev/vda bs=64k \
                     seek=$(($1 * 32)); dd if=/dev/vda of=/copy$1 bs=16k count=90; done 2>/dev/null; }; \
                     echo the work begins; work 0 & work 1 & wait";
-    let mut config = guest("minimal", 64, commands);
+    let mut config = guest("bookworm-cloud", 256, commands);
     (config.cpus, config.disks) = (2, vec![scratch_disk(disks.path())]);
     let many = if cfg!(feature = "long") { 300 } else { 60 };
     rounds(config, "the work begins", many, Duration::from_millis(30));
@@ -84,7 +84,7 @@ fn base_and_diffs_are_ram_under_stress() {
 
 /// A guest that counts to `to`, with a chain; the run ends before, at `end`.
 fn counting(directory: &Path, to: u32, end: u32) -> Squib {
-    Squib::run("minimal", &format!("count {to} 0.05"))
+    Squib::run("bookworm-cloud", &format!("count {to} 0.05"))
         .option("--exit-on", format!("count {end}\r\n"))
         .arg("--json")
         .arg("--track-dirty-pages")

@@ -29,7 +29,7 @@
 //!   it is the case before.
 //!
 //! Translations that are not bound to an ASID are all in the upper half of the addresses, for which everybody is asked; those
-//! of the lower half that the guest marks global are announced by themselves, before they are used ([`Spaces::meet_global`]).
+//! of the lower half that the guest marks global are announced by themselves, before they are used (`Spaces::meet_global`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst, fence};
