@@ -20,6 +20,8 @@ const MIB: u64 = 1 << 20;
 const RUNS: usize = 5;
 /// First writes of one measurement.
 const FAULTS: u64 = 1024;
+/// How often 32 MiB are written in a round that several diffs fall into.
+const REPEAT: u64 = 128;
 const GRANULES: [(&str, DirtyGranule); 3] =
     [("2 MiB", DirtyGranule::Block), ("16 KiB", DirtyGranule::Page), ("adaptive", DirtyGranule::Adaptive)];
 
@@ -104,7 +106,7 @@ struct Slowdown {
 }
 
 fn slowdown() -> Result<Vec<Slowdown>> {
-    let round = Round { stride: 64, stores: 32 * MIB / 64, mask: 0, repeat: 8 };
+    let round = Round { stride: 64, stores: 32 * MIB / 64, mask: 0, repeat: REPEAT };
     let mut off = Sweeper::boot(128, None, round)?;
     let time = median((0..RUNS).map(|_| off.round()).collect::<Result<_>>()?);
     drop(off);
@@ -198,7 +200,14 @@ fn print_tables(faults: &Faults, slowdown: &[Slowdown], overcount: &[Overcount],
     for (name, nanos) in faults {
         println!("{name:<34} {:>9.2} us", nanos / 1e3);
     }
-    println!("\n{:<34} {:>12} {:>12} {:>8} {:>12}", "32 MiB written 8 times", "time", "to off", "diffs", "faults");
+    println!(
+        "\n{:<34} {:>12} {:>12} {:>8} {:>12}",
+        format!("32 MiB written {REPEAT} times"),
+        "time",
+        "to off",
+        "diffs",
+        "faults"
+    );
     for row in slowdown {
         let ratio = row.time.as_secs_f64() / slowdown[0].time.as_secs_f64();
         println!("{:<34} {:>12} {ratio:>12.2} {:>8} {:>12}", row.name, millis(row.time), row.diffs, row.faults);

@@ -26,6 +26,9 @@ pub fn protect_and_resume(pages: u64) -> Result<Duration> {
     let ram = GuestRam::new(RAM_BASE, (pages + 1) * GRANULE, false)?;
     let write = ram.guest_memory()?.write_obj(PROGRAM, GuestAddress(RAM_BASE));
     write.map_err(|_| Error::GuestMemory { what: "the baseline", address: RAM_BASE, len: 12 })?;
+    // A page that the host has to allocate first is no part of the fault.
+    let touched = (1..=pages).try_for_each(|page| ram.write_fill(page * GRANULE, &[0]));
+    touched.map_err(|source| Error::System { action: "touch guest RAM".into(), source })?;
     let mapped = MappedRam::whole(ram)?;
     mapped.protect(0, (pages + 1) * GRANULE, Permission::ReadExec)?;
     let vcpu = vm.vcpu_create().hv("create a vCPU")?;
