@@ -97,9 +97,10 @@ difftest: ## the engine against QEMU: random instructions (SECONDS=3600 for an h
 	$(CARGO) run --locked --release -p squib-difftest -- --seconds $(SECONDS)
 	$(CARGO) run --locked --release -p squib-difftest --bin translation -- --seconds 60
 
-bench: check-host guest build ## boot time beside qemu-system-aarch64, restores beside each other, same run
+bench: check-host guest build ## boot time beside qemu-system-aarch64, restores beside each other, same run; draws docs/img/restore.svg
 	@$(squib) bench boot
-	@$(squib) bench restore
+	@mkdir -p docs/img
+	@$(squib) bench restore --svg docs/img/restore.svg
 
 bench-diff: check-host build ## what dirty tracking costs, and how long a guest stands still for a diff; draws docs/img/diff.svg
 	@mkdir -p docs/img
