@@ -38,6 +38,20 @@ fn sid_boots() {
     boots("sid-cloud", 2);
 }
 
+#[test]
+fn a_large_machine_boots() {
+    Squib::new("run")
+        .option("--kernel", image("bookworm-cloud/Image", "make guest"))
+        .option("--initrd", image("bookworm-cloud/initramfs.cpio", "make guest"))
+        .option("--cmdline", format!("{QUICK_BOOT} run=\"echo $(nproc) processors; grep MemTotal /proc/meminfo\""))
+        .option("--memory", "8192")
+        .option("--cpus", "8")
+        .outcome()
+        .expect(0)
+        .expect_console("8 processors")
+        .expect_console("MemTotal:        81");
+}
+
 #[cfg(feature = "long")]
 #[test]
 fn every_kernel_boots_on_one_two_and_four_vcpus() {
