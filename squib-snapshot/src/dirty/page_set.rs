@@ -262,6 +262,7 @@ mod tests {
 
     proptest! {
         #[test]
+        #[cfg_attr(miri, ignore = "hundreds of thousands of lookups")]
         fn behaves_like_a_set(pages in proptest::collection::btree_set(0u64..700, 0..500), from in 0u64..700, len in 0u64..300) {
             let set = PageSet::from_pages(4096, 640, pages.iter().copied());
             let expected: BTreeSet<u64> = pages.into_iter().filter(|p| *p < 640).collect();
