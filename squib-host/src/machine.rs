@@ -29,6 +29,8 @@ pub(crate) struct Description {
     pub initrd: Option<String>,
     pub cmdline: String,
     pub track_dirty_pages: bool,
+    /// Where the device tree lies, if that is known.
+    pub fdt: Option<fdt::Place>,
     /// Instructions the guest had executed when it was restored.
     pub instructions_before: u64,
 }
@@ -107,6 +109,7 @@ impl Machine {
             initrd: config.initrd.as_deref().map(path),
             cmdline: config.cmdline,
             track_dirty_pages: config.track_dirty_pages,
+            fdt: Some(fdt::Place { ipa: loaded.fdt, len: blob.len() as u64 }),
             instructions_before: 0,
         };
         Machine::finish(parts, description, clock, config.console.input)

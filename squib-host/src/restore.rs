@@ -12,6 +12,7 @@ use squib_snapshot::{
     PsciVcpuState, SnapshotError, StateFile, SysReg, VcpuRecord, VcpuState, restore_vcpu_state_as_saved,
 };
 
+use crate::boot::fdt::Place;
 use crate::build::{self, Disk, Parts, Ram};
 use crate::clock;
 use crate::config::{RestoreBackend, RestoreConfig};
@@ -31,6 +32,8 @@ use crate::vcpu::walk::Regime;
 
 mod eager;
 mod lazy;
+
+use lazy::Plan;
 
 fn refused(error: SnapshotError) -> Error {
     match error {
@@ -63,8 +66,9 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
     if let Some(taken) = parts.shared.faults.checkpoint()? {
         taken.commit();
     }
+    let fdt = Place::recorded(&record);
     if config.pager.stream {
-        lazy::stream(&mut parts, &state, std::mem::take(&mut config.pager.first))?;
+        lazy::stream(&mut parts, Plan::new(&state, fdt, std::mem::take(&mut config.pager.first)))?;
     }
 
     let info = state.vm_info;
@@ -74,6 +78,7 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
         initrd: info.initrd_path,
         cmdline: info.boot_args,
         track_dirty_pages: config.track_dirty_pages,
+        fdt,
         instructions_before: record.clock.instructions,
     };
     let mut machine = Machine::finish(parts, description, config.clock, config.console.input)?;

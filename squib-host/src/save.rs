@@ -63,7 +63,7 @@ pub fn capture(machine: &Machine) -> Result<(MicrovmState, MachineRecord)> {
         mmds_state: NoMmds.capture()?,
     };
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let record = MachineRecord {
+    let mut record = MachineRecord {
         vcpus,
         host: host::record(),
         clock: ClockRecord {
@@ -77,6 +77,9 @@ pub fn capture(machine: &Machine) -> Result<(MicrovmState, MachineRecord)> {
         },
         blobs: Default::default(),
     };
+    if let Some(fdt) = description.fdt {
+        fdt.record(&mut record);
+    }
     Ok((state, record))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Bindings: Linux `Documentation/devicetree/bindings`. The MSI frame is not described: nothing here can send an MSI.
 
+use squib_snapshot::MachineRecord;
 use vm_fdt::FdtWriter;
 
 use crate::error::{Error, Result};
@@ -16,6 +17,31 @@ const LEVEL_HIGH: u32 = 4;
 const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 /// The UART's reference clock, Hz.
 const UART_CLOCK: u32 = 24_000_000;
+
+/// Name of the blob in a snapshot's machine record that says where the tree lies.
+const RECORD: &str = "fdt";
+
+/// Where a machine's device tree lies in its RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// IPA of its first byte.
+    pub ipa: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl Place {
+    /// Puts it into a snapshot's record: IPA and length, little-endian.
+    pub fn record(self, record: &mut MachineRecord) {
+        record.blobs.insert(RECORD.into(), [self.ipa.to_le_bytes(), self.len.to_le_bytes()].concat());
+    }
+
+    /// What a snapshot's record says. `None` for a snapshot that does not say: it only hastens a restore.
+    pub fn recorded(record: &MachineRecord) -> Option<Place> {
+        let (ipa, len) = record.blobs.get(RECORD)?.split_first_chunk()?;
+        Some(Place { ipa: u64::from_le_bytes(*ipa), len: u64::from_le_bytes(len.try_into().ok()?) })
+    }
+}
 
 /// What the tree describes.
 #[derive(Debug)]
@@ -184,6 +210,16 @@ mod tests {
             assert!(text.contains(name), "{name}");
         }
         assert!(!text.contains("cpu@2") && !text.contains("virtio_mmio@a001000"));
+    }
+
+    #[test]
+    fn its_place_is_recorded() {
+        let (place, mut record) = (Place { ipa: 0x4220_0000, len: 3210 }, MachineRecord::default());
+        assert_eq!(Place::recorded(&record), None);
+        place.record(&mut record);
+        assert_eq!(Place::recorded(&record), Some(place));
+        record.blobs.insert(RECORD.into(), vec![1; 15]);
+        assert_eq!(Place::recorded(&record), None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct TestSource {
     bytes: Vec<u8>,
     /// How often each page was read.
     reads: Vec<AtomicU64>,
+    /// Pages in the order in which they were read.
+    order: Mutex<Vec<u64>>,
     /// The server is away.
     pub away: AtomicBool,
     /// Pages that are damaged.
@@ -30,7 +32,13 @@ impl TestSource {
     /// These bytes.
     pub fn new(bytes: Vec<u8>) -> Arc<TestSource> {
         let reads = (0..bytes.len().div_ceil(GRANULE as usize)).map(|_| AtomicU64::new(0)).collect();
-        Arc::new(TestSource { bytes, reads, away: AtomicBool::new(false), damaged: Mutex::default() })
+        Arc::new(TestSource {
+            bytes,
+            reads,
+            order: Mutex::default(),
+            away: AtomicBool::new(false),
+            damaged: Mutex::default(),
+        })
     }
 
     /// `pages` pages, each of its own content; every fourth is zero.
@@ -43,6 +51,11 @@ impl TestSource {
     /// What is in it.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The pages that were read, in order.
+    pub fn order(&self) -> Vec<u64> {
+        self.order.lock().unwrap().clone()
     }
 
     /// How often the most-read page was read, and how many pages were read at all.
@@ -63,6 +76,7 @@ impl PageSource for TestSource {
         }
         for page in PageStates::pages(offset, buf.len() as u64) {
             self.reads[page as usize].fetch_add(1, Ordering::Relaxed);
+            self.order.lock().unwrap().push(page);
             if self.damaged.lock().unwrap().contains(&page) {
                 return Err(SourceError::Damaged(format!("the test's page {page} is damaged")));
             }
