@@ -212,8 +212,6 @@ pub fn assemble(
     if cpus > max {
         return Err(Error::Config(format!("{cpus} vCPUs: this host supports {max}")));
     }
-    let memory = ram.guest_memory()?;
-    let ram_size = ram.size();
     let (mapped, pager, net) = match lazy {
         None => (Arc::new(MappedRam::whole(ram)?), None, None),
         Some((source, fault_around)) => {
@@ -229,8 +227,7 @@ pub fn assemble(
         vm,
         control: Control::new(cpus as usize),
         bus: OnceLock::new(),
-        memory,
-        ram_size,
+        ram: Arc::clone(mapped.ram()),
         redistributors: OnceLock::new(),
         deterministic: clock == ClockMode::Deterministic,
         _net: net,
@@ -313,7 +310,7 @@ pub fn attach_devices(parts: &Parts, disks: &[Disk], clock: ClockMode) -> Result
     });
     let mut virtio = |slot: u32, id: String, backend: Box<dyn Backend>| -> Result<()> {
         let line = IrqLine::new(Arc::clone(&irq), layout::SPI_BASE + layout::VIRTIO_SPI + slot);
-        let device = VirtioMmio::new(backend, shared.memory.clone(), line, shared.deterministic)?;
+        let device = VirtioMmio::new(backend, Arc::clone(&shared.ram), line, shared.deterministic)?;
         let (base, size) = (layout::virtio_base(slot), layout::DEVICE_SIZE);
         bus.attach(Attached { base, size, slot, id, device: Arc::new(device) });
         Ok(())

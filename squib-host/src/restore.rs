@@ -17,7 +17,7 @@ use crate::build::{self, Disk, Parts, Ram};
 use crate::clock;
 use crate::config::{RestoreBackend, RestoreConfig};
 use crate::devices::virtio::block::DiskRecord;
-use crate::devices::virtio::mmio;
+use crate::devices::virtio::saved;
 use crate::error::{Error, HvContext, Result};
 use crate::host;
 use crate::hv::gic_state::LiveGic;
@@ -138,7 +138,7 @@ fn disks(state: &MicrovmState, config: &RestoreConfig) -> Result<Vec<Disk>> {
         )));
     }
     let disk = |(n, device): (usize, &&DeviceState)| {
-        let record = DiskRecord::decode(&mmio::backend_state(&device.kind, &device.blob)?)?;
+        let record = DiskRecord::decode(&saved::backend_state(&device.kind, &device.blob)?)?;
         let named: Option<PathBuf> = config.disks.get(n).cloned().flatten();
         Ok(Disk { overridden: named.is_some(), path: named.unwrap_or(record.path), read_only: record.read_only })
     };

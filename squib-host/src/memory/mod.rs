@@ -9,6 +9,11 @@
 //! accessor ([`RamRegion`]) makes every range present before it hands it out: all device and loader code goes through it,
 //! so neither an access nor a system call meets an absent page.
 //!
+//! [`GuestMemory`] belongs to one thread. Whoever wants to touch the guest view, the main thread included, asks the RAM for one
+//! ([`GuestRam::guest_memory`]), and with it the thread is registered with the net under the accessor, for as long as the
+//! memory is held. It cannot be given to another thread (it is not `Send`): what threads share is the [`GuestRam`], which
+//! does not reach the guest view. So a thread that may touch guest memory and is not registered does not compile.
+//!
 //! Guest RAM is shared with a running guest, so no reference to it is ever formed: all access is volatile
 //! (`vm_memory::VolatileSlice`) or by system call.
 
@@ -24,8 +29,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use squib_snapshot::DirtyBitmap;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionCollection, GuestUsize,
-    MemoryRegionAddress, VolatileSlice,
+    Bytes, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestRegionCollection, GuestUsize, MemoryRegionAddress,
+    VolatileSlice,
 };
 
 pub use dirty::DirtyHook;
@@ -39,7 +44,7 @@ use crate::pager::{MachPager, PageStates, Pager, Registration};
 /// Granule of stage-2 mappings and of everything that follows from them.
 pub const GRANULE: u64 = 16 << 10;
 
-/// Guest memory as device code sees it.
+/// Guest memory as device code sees it, on the thread that asked for it.
 pub type GuestMemory = GuestRegionCollection<RamRegion>;
 
 /// The RAM of one machine.
@@ -197,10 +202,24 @@ impl GuestRam {
         })
     }
 
-    /// Guest memory for device code.
+    /// Guest memory for code that runs on the calling thread. As long as it is held, a touch that the accessor was not asked for
+    /// brings its page all the same.
     pub fn guest_memory(self: &Arc<Self>) -> Result<GuestMemory> {
-        let region = RamRegion { ram: Arc::clone(self), bitmap: DirtyHook::new(self.dirty.clone(), self.base) };
+        let bitmap = DirtyHook::new(self.dirty.clone(), self.base);
+        let region = RamRegion { _registration: self.register()?, ram: Arc::clone(self), bitmap };
         GuestMemory::from_regions(vec![region]).map_err(|e| Error::Config(format!("guest memory: {e}")))
+    }
+
+    /// Registers the calling thread with the net; `None` where there is nothing to catch.
+    fn register(&self) -> Result<Option<Registration>> {
+        let net = self.lazy.as_ref().and_then(|lazy| lazy.net.get()?.upgrade());
+        net.map(|net| net.register_current_thread()).transpose()
+    }
+
+    /// How often code of ours could not be given guest memory because its source failed. A device that meets an error and finds
+    /// this changed has not met its driver's fault.
+    pub fn failures(&self) -> u64 {
+        self.lazy.as_ref().map_or(0, |lazy| lazy.failures.load(Ordering::Acquire))
     }
 
     fn fill_view(&self) -> VolatileSlice<'_> {
@@ -243,9 +262,11 @@ fn dirty_bitmap(base: u64, size: u64, track: bool) -> Result<Option<Arc<DirtyBit
     Ok(Some(Arc::new(bitmap)))
 }
 
-/// The RAM as a `vm-memory` region over the guest view.
+/// The RAM as a `vm-memory` region over the guest view, for one thread.
 #[derive(Debug)]
 pub struct RamRegion {
+    /// Keeps the region, and all that holds it, on the thread that is registered.
+    _registration: Option<Registration>,
     ram: Arc<GuestRam>,
     bitmap: DirtyHook,
 }
@@ -284,25 +305,6 @@ impl GuestMemoryRegion for RamRegion {
     }
 }
 
-/// For a thread that is going to touch guest memory: as long as the answer lives, a touch that the accessor was not asked for brings
-/// its page all the same. `None` where all memory is present.
-pub fn register_thread(memory: &GuestMemory) -> Option<Registration> {
-    let lazy = memory.iter().find_map(|region| region.ram.lazy.as_ref())?;
-    match lazy.net.get()?.upgrade()?.register_current_thread() {
-        Ok(registration) => Some(registration),
-        Err(error) => {
-            tracing::warn!(%error, "a thread does without the net under the accessor of guest memory");
-            None
-        }
-    }
-}
-
-/// How often code of ours could not be given guest memory because its source failed. A device that meets an error and finds
-/// this changed has not met its driver's fault.
-pub fn failures(memory: &GuestMemory) -> u64 {
-    memory.iter().filter_map(|region| region.ram.lazy.as_ref()).map(|lazy| lazy.failures.load(Ordering::Acquire)).sum()
-}
-
 /// The snapshot writer reads RAM through the fill view, and what is absent from its source.
 impl squib_snapshot::PageReader for GuestRam {
     fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -326,6 +328,19 @@ mod tests {
     use std::io::Write;
 
     const BASE: u64 = 0x4000_0000;
+
+    /// Guest memory stays on the thread that asked for it, and so was registered. Were it `Send` or `Sync`, the calls below would have two
+    /// implementations to choose from, and this would not compile.
+    const _: fn() = || {
+        trait StaysHere<A> {
+            fn check() {}
+        }
+        impl<T> StaysHere<()> for T {}
+        impl<T: Send> StaysHere<u8> for T {}
+        impl<T: Sync> StaysHere<u16> for T {}
+        <GuestMemory as StaysHere<_>>::check();
+        <VolatileSlice<'_, DirtyHook> as StaysHere<_>>::check();
+    };
 
     #[test]
     fn both_views_show_the_same_bytes() {

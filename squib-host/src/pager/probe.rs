@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use applevisor::prelude::{GicDisabled, VirtualMachine, VirtualMachineInstance};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{PageSource, Pager, PagerStats};
+use super::{MachPager, PageSource, Pager, PagerStats, spread};
 use crate::error::{Error, HvContext, Result};
 use crate::hv::stage2::MappedRam;
 use crate::layout::RAM_BASE;
@@ -19,8 +19,9 @@ use crate::memory::{GRANULE, GuestMemory, GuestRam, MemoryObject};
 #[derive(Debug)]
 pub struct LazyMemory {
     // Dropped in this order: the memory map goes before the machine.
+    _net: Arc<MachPager>,
     pager: Arc<Pager>,
-    memory: GuestMemory,
+    ram: Arc<GuestRam>,
     _vm: VirtualMachineInstance<GicDisabled>,
 }
 
@@ -32,12 +33,35 @@ impl LazyMemory {
     pub fn new(source: Arc<dyn PageSource>) -> Result<LazyMemory> {
         let vm = VirtualMachine::new().hv("create a virtual machine")?;
         let ram = GuestRam::absent(RAM_BASE, source.size(), false)?;
-        let memory = ram.guest_memory()?;
-        let pager = Pager::new(Arc::new(MappedRam::absent(ram)), source, 1)?;
-        Ok(LazyMemory { pager, memory, _vm: vm })
+        let pager = Pager::new(Arc::new(MappedRam::absent(Arc::clone(&ram))), source, 1)?;
+        let net = Arc::new(spread(&pager)?);
+        ram.set_net(Arc::downgrade(&net));
+        Ok(LazyMemory { _net: net, pager, ram, _vm: vm })
     }
 
-    /// Reads the 8 bytes at `offset` of RAM as a device does. Called by many threads at once.
+    /// The calling thread's way to the RAM.
+    ///
+    /// # Errors
+    /// [`Error::Mach`] if the thread cannot be registered for exceptions.
+    pub fn toucher(&self) -> Result<Toucher<'_>> {
+        Ok(Toucher { memory: self.ram.guest_memory()?, ram: &self.ram })
+    }
+
+    /// What the pager did.
+    pub fn stats(&self) -> PagerStats {
+        self.pager.monitor().stats()
+    }
+}
+
+/// One thread's way to a [`LazyMemory`].
+#[derive(Debug)]
+pub struct Toucher<'a> {
+    memory: GuestMemory,
+    ram: &'a GuestRam,
+}
+
+impl Toucher<'_> {
+    /// Reads the 8 bytes at `offset` of RAM as a device does: the accessor brings their page first.
     ///
     /// # Errors
     /// [`Error::GuestMemory`] if they are not inside RAM or cannot be had.
@@ -47,9 +71,18 @@ impl LazyMemory {
         self.memory.read_obj(GuestAddress(address)).map_err(failed)
     }
 
-    /// What the pager did.
-    pub fn stats(&self) -> PagerStats {
-        self.pager.monitor().stats()
+    /// Reads the byte at `offset` of RAM without announcing it: where it is absent an exception brings its page. If its page cannot
+    /// be had, the process ends there, as with any fault.
+    ///
+    /// # Errors
+    /// [`Error::GuestMemory`] if it is not inside RAM.
+    pub fn touch(&self, offset: u64) -> Result<u8> {
+        if offset >= self.ram.size() {
+            return Err(Error::GuestMemory { what: "a probe", address: RAM_BASE.saturating_add(offset), len: 1 });
+        }
+        // SAFETY: a byte of the guest view (checked), read volatilely; where it is absent, the exception port of this thread
+        // (which `memory` keeps registered) has it brought before the read goes on.
+        Ok(unsafe { self.ram.guest_view().add(offset as usize).read_volatile() })
     }
 }
 

@@ -8,7 +8,7 @@ use squib_snapshot::{MicrovmState, SysReg, VcpuState};
 use super::regime;
 use crate::boot::fdt::Place;
 use crate::build::Parts;
-use crate::devices::virtio::mmio;
+use crate::devices::virtio::saved;
 use crate::error::Result;
 use crate::layout::RAM_BASE;
 use crate::pager::Prefetcher;
@@ -78,7 +78,7 @@ fn working_with(vcpu: &VcpuState, read: &mut dyn FnMut(u64) -> Option<u64>) -> V
 
 /// The rings of all virtio queues.
 fn queues(state: &MicrovmState) -> Vec<Range<u64>> {
-    let rings = state.device_states.devices.iter().flat_map(|device| mmio::rings(&device.kind, &device.blob));
+    let rings = state.device_states.devices.iter().flat_map(|device| saved::rings(&device.kind, &device.blob));
     rings.filter_map(|(ipa, len)| in_ram(ipa, len)).collect()
 }
 
@@ -150,9 +150,9 @@ mod tests {
 
     /// A device whose driver has set up one queue at [`RINGS`].
     fn device() -> DeviceState {
-        let memory = GuestRam::new(RAM_BASE, PAGES * GRANULE, false).unwrap().guest_memory().unwrap();
+        let ram = GuestRam::new(RAM_BASE, PAGES * GRANULE, false).unwrap();
         let rng = Box::new(Rng::new(Entropy::Seeded(1)));
-        let device = VirtioMmio::new(rng, memory, Lines::new().line(48), true).unwrap();
+        let device = VirtioMmio::new(rng, ram, Lines::new().line(48), true).unwrap();
         let rings = [0x80, 0x90, 0xa0].into_iter().zip(RINGS).map(|(register, page)| (register, at(page)));
         for (register, value) in [(0x30, 0), (0x38, 16)].into_iter().chain(rings).chain([(0x44, 1)]) {
             device.write(register, 4, value);

@@ -24,7 +24,7 @@ use crate::fault::{Access, RamFault, RamFaults, Resolution};
 use crate::hv::exit::{DataAbort, Exit, SysRegAccess};
 use crate::hv::{gic_mmio, probe};
 use crate::layout;
-use crate::memory::{GuestMemory, register_thread};
+use crate::memory::{GuestMemory, GuestRam};
 use crate::pager::MachPager;
 
 /// EL1h, all interrupts masked: PSTATE at reset and after CPU_ON.
@@ -47,10 +47,8 @@ pub struct Shared {
     pub control: Control,
     /// Devices; set before the first run.
     pub bus: std::sync::OnceLock<Bus>,
-    /// Guest memory.
-    pub memory: GuestMemory,
-    /// Bytes of RAM.
-    pub ram_size: u64,
+    /// Guest RAM; each thread that touches it has a [`GuestMemory`] of its own.
+    pub ram: Arc<GuestRam>,
     /// Redistributor frame of each vCPU.
     pub redistributors: std::sync::OnceLock<Vec<u64>>,
     /// Nothing may depend on host time.
@@ -61,7 +59,7 @@ pub struct Shared {
 
 impl Shared {
     fn in_ram(&self, address: u64) -> bool {
-        address.wrapping_sub(layout::RAM_BASE) < self.ram_size
+        address.wrapping_sub(layout::RAM_BASE) < self.ram.size()
     }
 }
 
@@ -76,6 +74,8 @@ pub struct VcpuThread {
     pub vcpu: Vcpu,
     /// The machine.
     pub shared: Arc<Shared>,
+    /// Guest memory, for this thread.
+    memory: GuestMemory,
     /// Everything as it was right after creation: what CPU_ON goes back to.
     reset: VcpuState,
     reset_icc: BTreeMap<u16, u64>,
@@ -88,7 +88,6 @@ impl VcpuThread {
     /// The body of vCPU `index`'s thread. Reports the creation to `created`, then serves until the machine ends.
     pub fn main(index: usize, shared: Arc<Shared>, created: Sender<(usize, Created)>) {
         crate::priority::raise();
-        let _registration = register_thread(&shared.memory);
         match VcpuThread::create(index, shared) {
             Ok((mut thread, redistributor)) => {
                 // The machine waits for this before it goes on; if it is gone, it ends us through `park`.
@@ -110,8 +109,9 @@ impl VcpuThread {
         let live = LiveVcpu { vcpu: &vcpu, power: PsciVcpuState::Off };
         let reset = squib_snapshot::capture_vcpu_state(&live).map_err(|e| Error::State(e.to_string()))?;
         let reset_icc = registers::capture_icc(&vcpu).hv("read the GIC CPU interface")?;
+        let memory = shared.ram.guest_memory()?;
         shared.control.register(index, vcpu.get_handle());
-        Ok((VcpuThread { index, vcpu, shared, reset, reset_icc, offset: None, refused: None }, redistributor))
+        Ok((VcpuThread { index, vcpu, shared, memory, reset, reset_icc, offset: None, refused: None }, redistributor))
     }
 
     /// Index of the vCPU.
@@ -448,7 +448,7 @@ impl VcpuThread {
             ttbr0: sys(SysReg::TTBR0_EL1)?,
             ttbr1: sys(SysReg::TTBR1_EL1)?,
         };
-        report.instruction = regime.instruction(&self.shared.memory, report.pc);
+        report.instruction = regime.instruction(&self.memory, report.pc);
         Ok(report)
     }
 }

@@ -7,18 +7,18 @@
 //! Lock order: backend, then registers. The backend's lock is held while a request is executed, the registers' never.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 
 use super::Backend;
-use crate::devices::{Device, IrqLine, blob};
+use super::saved::{Saved, SavedQueue};
+use crate::devices::{Device, IrqLine};
 use crate::error::{Error, Result};
-use crate::memory::{GuestMemory, failures, register_thread};
+use crate::memory::{GuestMemory, GuestRam};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"sqib");
@@ -30,7 +30,6 @@ const NEEDS_RESET: u32 = 0x40;
 const INT_USED: u32 = 1;
 const INT_CONFIG: u32 = 2;
 const CONFIG_SPACE: u64 = 0x100;
-const VERSION: u16 = 1;
 
 struct Registers {
     device_features_sel: u32,
@@ -40,31 +39,6 @@ struct Registers {
     status: u32,
     interrupt_status: u32,
     queues: Vec<Queue>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedQueue {
-    max_size: u16,
-    next_avail: u16,
-    next_used: u16,
-    event_idx: bool,
-    size: u16,
-    ready: bool,
-    desc_table: u64,
-    avail_ring: u64,
-    used_ring: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    driver_features: u64,
-    queue_sel: u32,
-    status: u32,
-    interrupt_status: u32,
-    queues: Vec<SavedQueue>,
-    backend: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -85,7 +59,7 @@ enum Served {
 }
 
 struct Shared {
-    memory: GuestMemory,
+    ram: Arc<GuestRam>,
     irq: IrqLine,
     features: u64,
     device_id: u32,
@@ -112,32 +86,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// The backend's part of a saved device state.
-pub fn backend_state(kind: &str, blob: &[u8]) -> Result<Vec<u8>> {
-    Ok(blob::decode::<Saved>(kind, VERSION, blob)?.backend)
-}
-
-/// Guest physical address and length of each ring of a saved device of ours; nothing of what is not one.
-pub fn rings(kind: &str, blob: &[u8]) -> Vec<(u64, u64)> {
-    let saved = blob::decode::<Saved>(kind, VERSION, blob).ok();
-    let queues = saved.into_iter().flat_map(|saved| saved.queues).filter(|queue| queue.ready);
-    let rings = queues.flat_map(|queue| {
-        // virtio 1.2 §2.7: sixteen bytes a descriptor; two (available) and eight (used) bytes an entry, and a few more.
-        let size = u64::from(queue.size);
-        [(queue.desc_table, 16 * size), (queue.avail_ring, 6 + 2 * size), (queue.used_ring, 6 + 8 * size)]
-    });
-    rings.collect()
-}
-
 impl VirtioMmio {
     /// A device in its reset state; `synchronous` makes notifications do the work themselves.
-    pub fn new(backend: Box<dyn Backend>, memory: GuestMemory, irq: IrqLine, synchronous: bool) -> Result<VirtioMmio> {
+    pub fn new(backend: Box<dyn Backend>, ram: Arc<GuestRam>, irq: IrqLine, synchronous: bool) -> Result<VirtioMmio> {
         let ring = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
         let queues = (0..backend.queues())
             .map(|_| Queue::new(QUEUE_MAX).map_err(|e| Error::Config(format!("virtio queue: {e}"))))
             .collect::<Result<Vec<_>>>()?;
         let shared = Arc::new(Shared {
-            memory,
+            ram,
             irq,
             features: backend.features() | ring,
             device_id: backend.device_id(),
@@ -157,12 +114,7 @@ impl VirtioMmio {
         });
         let worker = match synchronous {
             true => None,
-            false => {
-                let shared = Arc::clone(&shared);
-                let thread = std::thread::Builder::new().name(shared.kind.into());
-                let spawned = thread.spawn(move || shared.serve());
-                Some(spawned.map_err(|source| Error::System { action: "start a device thread".into(), source })?)
-            }
+            false => Some(start_worker(&shared)?),
         };
         Ok(VirtioMmio { shared, worker })
     }
@@ -172,9 +124,30 @@ impl VirtioMmio {
             lock(&self.shared.work).kicked = true;
             self.shared.wake.notify_all();
         } else {
-            self.shared.drain();
+            self.shared.drain_here();
         }
     }
+}
+
+/// Starts a device's thread, and returns when it has its guest memory.
+fn start_worker(shared: &Arc<Shared>) -> Result<JoinHandle<()>> {
+    let (ready, started) = mpsc::sync_channel(1);
+    let worker = Arc::clone(shared);
+    let run = move || {
+        let (memory, result) = match worker.ram.guest_memory() {
+            Ok(memory) => (Some(memory), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        // Whoever starts us waits for this.
+        let _ = ready.send(result);
+        if let Some(memory) = memory {
+            worker.serve(&memory);
+        }
+    };
+    let spawned = std::thread::Builder::new().name(shared.kind.into()).spawn(run);
+    let thread = spawned.map_err(|source| Error::System { action: "start a device thread".into(), source })?;
+    started.recv().map_err(|_| Error::State(format!("the thread of a {} device ended", shared.kind)))??;
+    Ok(thread)
 }
 
 impl Drop for VirtioMmio {
@@ -189,8 +162,7 @@ impl Drop for VirtioMmio {
 }
 
 impl Shared {
-    fn serve(&self) {
-        let _registration = register_thread(&self.memory);
+    fn serve(&self, memory: &GuestMemory) {
         loop {
             let mut work = lock(&self.work);
             while !work.ended && (work.paused || !work.kicked) {
@@ -201,16 +173,27 @@ impl Shared {
             }
             work.kicked = false;
             drop(work);
-            self.drain();
+            self.drain(memory);
+        }
+    }
+
+    /// Serves all queues on the calling thread. If it cannot have guest memory, its requests wait until the machine goes on.
+    fn drain_here(&self) {
+        match self.ram.guest_memory() {
+            Ok(memory) => self.drain(&memory),
+            Err(error) => {
+                tracing::error!(device = self.kind, %error, "guest memory cannot be reached; requests wait");
+                lock(&self.work).stalled = true;
+            }
         }
     }
 
     /// Serves all queues until they are empty or the device is paused.
-    fn drain(&self) {
+    fn drain(&self, memory: &GuestMemory) {
         let mut backend = lock(&self.backend);
         let queues = lock(&self.registers).queues.len();
         for index in 0..queues {
-            if let Err(reason) = self.drain_queue(&mut **backend, index) {
+            if let Err(reason) = self.drain_queue(memory, &mut **backend, index) {
                 tracing::warn!(device = self.kind, %reason, "the driver broke the virtio protocol; the device asks for a reset");
                 let mut registers = lock(&self.registers);
                 registers.status |= NEEDS_RESET;
@@ -222,12 +205,12 @@ impl Shared {
 
     /// Serves one queue. Where guest memory cannot be had (the machine is stopping for it), the request in question goes back onto
     /// its queue and is taken up again when the machine goes on: nothing of it has been seen by the guest.
-    fn drain_queue(&self, backend: &mut dyn Backend, index: usize) -> Result<(), String> {
-        let before = failures(&self.memory);
+    fn drain_queue(&self, memory: &GuestMemory, backend: &mut dyn Backend, index: usize) -> Result<(), String> {
+        let before = self.ram.failures();
         loop {
             let position = lock(&self.registers).queues[index].next_avail();
-            let result = self.serve_one(backend, index);
-            if before != failures(&self.memory) {
+            let result = self.serve_one(memory, backend, index);
+            if before != self.ram.failures() {
                 if !matches!(result, Ok(Served::One)) {
                     lock(&self.registers).queues[index].set_next_avail(position);
                 }
@@ -241,8 +224,7 @@ impl Shared {
         }
     }
 
-    fn serve_one(&self, backend: &mut dyn Backend, index: usize) -> Result<Served, String> {
-        let memory = &self.memory;
+    fn serve_one(&self, memory: &GuestMemory, backend: &mut dyn Backend, index: usize) -> Result<Served, String> {
         if lock(&self.work).paused {
             return Ok(Served::Nothing);
         }
@@ -403,20 +385,6 @@ impl Device for VirtioMmio {
     fn save(&self) -> Vec<u8> {
         let backend = lock(&self.shared.backend).save();
         let registers = lock(&self.shared.registers);
-        let save_queue = |queue: &Queue| {
-            let state = queue.state();
-            SavedQueue {
-                max_size: state.max_size,
-                next_avail: state.next_avail,
-                next_used: state.next_used,
-                event_idx: state.event_idx_enabled,
-                size: state.size,
-                ready: state.ready,
-                desc_table: state.desc_table,
-                avail_ring: state.avail_ring,
-                used_ring: state.used_ring,
-            }
-        };
         let saved = Saved {
             device_features_sel: registers.device_features_sel,
             driver_features_sel: registers.driver_features_sel,
@@ -424,15 +392,15 @@ impl Device for VirtioMmio {
             queue_sel: registers.queue_sel,
             status: registers.status,
             interrupt_status: registers.interrupt_status,
-            queues: registers.queues.iter().map(save_queue).collect(),
+            queues: registers.queues.iter().map(|queue| SavedQueue::from(queue.state())).collect(),
             backend,
         };
-        blob::encode(VERSION, &saved)
+        saved.encode()
     }
 
     fn restore(&self, blob: &[u8]) -> Result<()> {
         let kind = self.shared.kind;
-        let saved: Saved = blob::decode(kind, VERSION, blob)?;
+        let saved = Saved::decode(kind, blob)?;
         let refuse = |reason: String| Error::DeviceState { device: kind.into(), reason };
         if saved.driver_features & !self.shared.features != 0 {
             let missing = saved.driver_features & !self.shared.features;
@@ -443,19 +411,8 @@ impl Device for VirtioMmio {
         if saved.queues.len() != registers.queues.len() {
             return Err(refuse(format!("it has {} queues, not {}", saved.queues.len(), registers.queues.len())));
         }
-        let restore_queue = |q: &SavedQueue| {
-            Queue::try_from(QueueState {
-                max_size: q.max_size,
-                next_avail: q.next_avail,
-                next_used: q.next_used,
-                event_idx_enabled: q.event_idx,
-                size: q.size,
-                ready: q.ready,
-                desc_table: q.desc_table,
-                avail_ring: q.avail_ring,
-                used_ring: q.used_ring,
-            })
-            .map_err(|e| refuse(format!("a queue is invalid: {e}")))
+        let restore_queue = |queue: &SavedQueue| {
+            Queue::try_from(QueueState::from(queue)).map_err(|e| refuse(format!("a queue is invalid: {e}")))
         };
         let queues = saved.queues.iter().map(restore_queue).collect::<Result<Vec<_>>>()?;
         *registers = Registers {

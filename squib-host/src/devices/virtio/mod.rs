@@ -3,6 +3,7 @@
 pub mod block;
 pub mod mmio;
 pub mod rng;
+pub mod saved;
 
 #[cfg(test)]
 mod tests;

@@ -30,16 +30,17 @@ const WRITE: u16 = 2;
 
 struct Driver {
     device: VirtioMmio,
+    ram: Arc<GuestRam>,
     memory: GuestMemory,
     lines: Arc<Lines>,
     avail: u16,
 }
 
 impl Driver {
-    fn new(memory: GuestMemory, backend: Box<dyn super::Backend>, synchronous: bool) -> Driver {
+    fn new(ram: &Arc<GuestRam>, backend: Box<dyn super::Backend>, synchronous: bool) -> Driver {
         let lines = Lines::new();
-        let device = VirtioMmio::new(backend, memory.clone(), lines.line(INTID), synchronous).unwrap();
-        Driver { device, memory, lines, avail: 0 }
+        let device = VirtioMmio::new(backend, Arc::clone(ram), lines.line(INTID), synchronous).unwrap();
+        Driver { device, ram: Arc::clone(ram), memory: ram.guest_memory().unwrap(), lines, avail: 0 }
     }
 
     fn reg(&self, offset: u64) -> u32 {
@@ -129,8 +130,8 @@ impl Driver {
     }
 }
 
-fn memory() -> GuestMemory {
-    GuestRam::new(BASE, 1 << 20, true).unwrap().guest_memory().unwrap()
+fn ram() -> Arc<GuestRam> {
+    GuestRam::new(BASE, 1 << 20, true).unwrap()
 }
 
 fn image(directory: &tempfile::TempDir) -> PathBuf {
@@ -141,7 +142,7 @@ fn image(directory: &tempfile::TempDir) -> PathBuf {
 
 fn disk(path: &Path, read_only: bool, synchronous: bool) -> Driver {
     let block = Block::open(path, read_only, "serial".into(), false).unwrap();
-    Driver::new(memory(), Box::new(block), synchronous)
+    Driver::new(&ram(), Box::new(block), synchronous)
 }
 
 #[test]
@@ -213,7 +214,7 @@ fn a_broken_chain_asks_for_a_reset_and_a_reset_helps() {
 
 #[test]
 fn features_that_were_not_offered_are_refused() {
-    let driver = Driver::new(memory(), Box::new(Rng::new(Entropy::Seeded(1))), true);
+    let driver = Driver::new(&ram(), Box::new(Rng::new(Entropy::Seeded(1))), true);
     driver.set(0x70, 3);
     driver.set(0x24, 0);
     driver.set(0x20, 1 << 5);
@@ -239,14 +240,14 @@ fn a_request_survives_save_and_restore() {
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(first.used(), 1, "a quiesced device does nothing");
     let saved = first.device.save();
-    let (memory, avail) = (first.memory.clone(), first.avail);
+    let (ram, avail) = (Arc::clone(&first.ram), first.avail);
     drop(first);
 
     let lines = Lines::new();
     let block = Block::open(&path, false, "serial".into(), false).unwrap();
-    let device = VirtioMmio::new(Box::new(block), memory.clone(), lines.line(INTID), false).unwrap();
+    let device = VirtioMmio::new(Box::new(block), Arc::clone(&ram), lines.line(INTID), false).unwrap();
     device.restore(&saved).unwrap();
-    let second = Driver { device, memory, lines, avail };
+    let second = Driver { device, memory: ram.guest_memory().unwrap(), ram, lines, avail };
     second.device.resume();
     second.wait();
     assert_eq!(second.used(), 2);
@@ -261,7 +262,7 @@ fn a_changed_image_is_refused_unless_it_was_named() {
     let saved = disk(&path, false, true).device.save();
     let restore = |overridden: bool| {
         let block = Block::open(&path, false, "serial".into(), overridden).unwrap();
-        Driver::new(memory(), Box::new(block), true).device.restore(&saved)
+        Driver::new(&ram(), Box::new(block), true).device.restore(&saved)
     };
     restore(false).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
@@ -289,7 +290,7 @@ fn an_image_has_one_writer() {
 #[test]
 fn entropy_fills_the_buffer_and_marks_it_dirty() {
     let ram = GuestRam::new(BASE, 1 << 20, true).unwrap();
-    let mut driver = Driver::new(ram.guest_memory().unwrap(), Box::new(Rng::new(Entropy::Seeded(1))), true);
+    let mut driver = Driver::new(&ram, Box::new(Rng::new(Entropy::Seeded(1))), true);
     driver.start();
     driver.offer(&[(DATA, 64, WRITE)]);
     ram.dirty().unwrap().drain();
@@ -334,11 +335,11 @@ fn no_request_meets_absent_memory() {
         let tell = Arc::clone(&told);
         lazy.pager.on_failure(move |_| tell.store(true, Ordering::Relaxed));
         let lines = Lines::new();
-        let memory = lazy.ram.guest_memory().unwrap();
+        let ram = Arc::clone(&lazy.ram);
         let block = Block::open(&path, false, "serial".into(), false).unwrap();
-        let device = VirtioMmio::new(Box::new(block), memory.clone(), lines.line(INTID), synchronous).unwrap();
+        let device = VirtioMmio::new(Box::new(block), Arc::clone(&ram), lines.line(INTID), synchronous).unwrap();
         device.restore(&saved).unwrap();
-        let driver = Driver { device, memory, lines, avail };
+        let driver = Driver { device, memory: ram.guest_memory().unwrap(), ram, lines, avail };
         driver.device.resume();
         if synchronous {
             driver.notify();
