@@ -33,7 +33,7 @@ ifeq ($(os),Darwin)
 endif
 
 check-host:
-ifneq ($(SIM),1)
+ifeq ($(SIM),)
 	@squib-cli/macos/check.sh
 endif
 

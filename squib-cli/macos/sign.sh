@@ -9,12 +9,16 @@ set -eu
 entitlements=$(dirname "$0")/squib.entitlements
 
 for program; do
+    [ -f "$program" ] || {
+        echo "squib: cannot sign $program: there is no such file" >&2
+        exit 1
+    }
     if codesign --display --entitlements - "$program" 2>/dev/null | grep -q com.apple.security.hypervisor; then continue; fi
     copy=$program.signing.$$
     trap 'rm -f "$copy"' EXIT
     cp "$program" "$copy"
-    codesign --sign - --force --entitlements "$entitlements" "$copy" 2>/dev/null || {
-        echo "squib: $program cannot be signed: are Apple's command line tools there? (xcode-select --install)" >&2
+    said=$(codesign --sign - --force --entitlements "$entitlements" "$copy" 2>&1) || {
+        echo "squib: $program cannot be signed: are Apple's command line tools there? (xcode-select --install) codesign says: $said" >&2
         exit 1
     }
     mv "$copy" "$program"

@@ -22,7 +22,7 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::VirtioMmio;
 use crate::devices::virtio::rng::{Entropy, Rng};
 use crate::devices::{Attached, Bus, Device, InterruptController, IrqLine};
-use crate::error::{Error, HvContext, Result};
+use crate::error::{CREATE_VM, Error, HvContext, Result};
 use crate::fault::RamFaults;
 use crate::hv::stage2::MappedRam;
 use crate::hv::teardown::Teardown;
@@ -141,10 +141,10 @@ fn create_vm(ram_size: u64) -> Result<VirtualMachineInstance<GicEnabled>> {
         }
         match VirtualMachine::with_gic(config, gic_config()?) {
             Err(HypervisorError::Busy) => std::thread::sleep(BUSY_WAIT),
-            result => return result.hv("create a virtual machine with a GIC"),
+            result => return result.hv(format!("{CREATE_VM} with a GIC")),
         }
     }
-    Err(HypervisorError::Busy).hv("create a virtual machine")
+    Err(HypervisorError::Busy).hv(CREATE_VM)
 }
 
 fn gic_config() -> Result<GicConfig> {

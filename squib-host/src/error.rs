@@ -10,7 +10,7 @@ use applevisor::prelude::HypervisorError;
 #[non_exhaustive]
 pub enum Error {
     /// The hypervisor refused a call.
-    #[error("the hypervisor refused to {action}: {source}{}", hint(source))]
+    #[error("the hypervisor refused to {action}: {source}{}", hint(action, source))]
     Hypervisor {
         /// What was attempted, as the rest of the sentence "refused to ...".
         action: String,
@@ -120,21 +120,25 @@ pub enum Error {
 /// Shorthand.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-fn hint(source: &HypervisorError) -> &'static str {
+/// What to do about it. `HV_DENIED` has to do with the entitlement only where a virtual machine is created.
+fn hint(action: &str, source: &HypervisorError) -> &'static str {
     match source {
-        HypervisorError::Denied => {
+        HypervisorError::Denied if action.starts_with(CREATE_VM) => {
             " (the program lacks the entitlement com.apple.security.hypervisor: `codesign --sign - --force --entitlements \
              squib-cli/macos/squib.entitlements PROGRAM` gives it; cargo and make in squib's repository do that themselves)"
         }
         HypervisorError::Busy => " (one process can hold one virtual machine: is another one alive in this process?)",
         HypervisorError::Unsupported => {
             " (squib needs Apple silicon and macOS 15; where `sysctl kern.hv_support` says 0, in a virtual machine for instance, \
-             there is no hypervisor, and squib built with `--features sim` runs guests in software)"
+             there is no hypervisor, and squib built with `--features sim` (`make build SIM=1`) runs guests in software)"
         }
         HypervisorError::NoDevice => " (no virtual machine exists in this process)",
         _ => "",
     }
 }
+
+/// The action that `HV_DENIED` answers where the entitlement is missing.
+pub(crate) const CREATE_VM: &str = "create a virtual machine";
 
 /// Turns a framework result into ours, with the attempted action.
 pub(crate) trait HvContext<T> {

@@ -58,4 +58,11 @@ fn no_switch_matters_but_the_one_that_must() {
     let refusal = with("gic-state-refused=on").unwrap_err();
     assert!(matches!(refusal, Error::Incompatible(_)), "{refusal}");
     assert!(refusal.to_string().contains("operating system"), "{refusal}");
+    for (switch, words) in [
+        ("hypervisor=denied", ["com.apple.security.hypervisor", "codesign --sign"]),
+        ("hypervisor=missing", ["kern.hv_support", "SIM=1"]),
+    ] {
+        let refusal = with(switch).unwrap_err().to_string();
+        assert!(words.iter().all(|word| refusal.contains(word)), "{switch}: {refusal}");
+    }
 }

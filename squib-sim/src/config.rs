@@ -96,6 +96,18 @@ positions! {
 }
 
 positions! {
+    /// Whether this process may have a virtual machine at all.
+    Hypervisor {
+        /// It may.
+        Allowed = "allowed",
+        /// `hv_vm_create` answers `HV_DENIED`: the program lacks the entitlement `com.apple.security.hypervisor`.
+        Denied = "denied",
+        /// The system has none (`kern.hv_support` is 0): `hv_vm_create` and what asks for its limits answer `HV_UNSUPPORTED`.
+        Missing = "missing",
+    }
+}
+
+positions! {
     /// What `hv_vm_map` says to a range that is already mapped, wholly or in part.
     OverlappingMap {
         /// `HV_BAD_ARGUMENT`.
@@ -222,6 +234,8 @@ macro_rules! switches {
 switches! {
     /// What the guest's counter follows.
     clock: ClockMode = ClockMode::Host, "clock";
+    /// Whether there is a hypervisor, and this process may use it.
+    hypervisor: Hypervisor = Hypervisor::Allowed, "hypervisor";
     /// `VTIMER_ACTIVATED` exits with an in-kernel GIC: off, the timer's PPI is delivered and the host never hears of it;
     /// on, the exit comes as well, and masks the timer.
     vtimer_exits: bool = false, "vtimer-exits";

@@ -94,11 +94,7 @@ pub const FACTS: &[Fact] = &[
     suite("a3_05", "At most 64 vCPUs; exits of unknown vCPUs are HV_BAD_ARGUMENT"),
     suite("a3_06", "Unknown registers are HV_BAD_ARGUMENT"),
     suite("a3_07", "Return codes have the header's values"),
-    elsewhere(
-        "a3_08",
-        "HV_DENIED: the program lacks the entitlement",
-        "squib-host/src/error.rs; every program of a run on a Mac is signed first",
-    ),
+    suite("a3_08", "A program without the entitlement gets no virtual machine: HV_DENIED"),
     suite("a3_09", "IPA sizes: 0 is the default, above the maximum HV_UNSUPPORTED; EL2 only where supported"),
     elsewhere("a3_10", "With EL2 on, register writes may fail on macOS 15.7", "squib never asks for EL2"),
     elsewhere(

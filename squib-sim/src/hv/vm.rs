@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use super::object::{self, Object, VmConfig};
 use super::vcpu::Slot;
 use super::{Return, anchor, code, put, ret};
-use crate::config;
+use crate::config::{self, Hypervisor};
 use crate::host_memory::Window;
 use crate::machine::{MAX_VCPUS, Machine};
 
@@ -63,6 +63,14 @@ fn max_ipa_bits() -> u32 {
     config::current().unwrap_or_default().max_ipa.clamp(DEFAULT_IPA_BITS, MAX_IPA_BITS)
 }
 
+/// `value`, which the system can tell if it has a hypervisor.
+fn if_there_is_one(value: u32) -> Result<u32, Return> {
+    match config::current().unwrap_or_default().hypervisor {
+        Hypervisor::Missing => Err(ret::UNSUPPORTED),
+        Hypervisor::Allowed | Hypervisor::Denied => Ok(value),
+    }
+}
+
 fn create(handle: *mut c_void) -> Result<(), Return> {
     let vm_config =
         if handle.is_null() { VmConfig::default() } else { object::with_vm_config(handle, |config| *config)? };
@@ -70,6 +78,11 @@ fn create(handle: *mut c_void) -> Result<(), Return> {
         eprintln!("squib-sim: {error}");
         ret::BAD_ARGUMENT
     })?;
+    match config.hypervisor {
+        Hypervisor::Allowed => {}
+        Hypervisor::Denied => return Err(ret::DENIED),
+        Hypervisor::Missing => return Err(ret::UNSUPPORTED),
+    }
     let mut vm = VM.write().unwrap_or_else(|poisoned| poisoned.into_inner());
     if vm.is_some() {
         return Err(ret::BUSY);
@@ -139,21 +152,21 @@ extern "C" fn hv_vm_destroy() -> Return {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hv_vm_get_max_vcpu_count(count: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
-    code(unsafe { put(count, MAX_VCPUS as u32) })
+    code(if_there_is_one(MAX_VCPUS as u32).and_then(|value| unsafe { put(count, value) }))
 }
 
 /// `hv_vm_config_get_max_ipa_size`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hv_vm_config_get_max_ipa_size(bits: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
-    code(unsafe { put(bits, max_ipa_bits()) })
+    code(if_there_is_one(max_ipa_bits()).and_then(|value| unsafe { put(bits, value) }))
 }
 
 /// `hv_vm_config_get_default_ipa_size`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hv_vm_config_get_default_ipa_size(bits: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
-    code(unsafe { put(bits, DEFAULT_IPA_BITS) })
+    code(if_there_is_one(DEFAULT_IPA_BITS).and_then(|value| unsafe { put(bits, value) }))
 }
 
 /// `hv_vm_config_set_ipa_size`: 0 is the default, above the maximum is unsupported.

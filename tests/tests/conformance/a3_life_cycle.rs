@@ -1,6 +1,8 @@
 //! A3: threads, life cycle, errors.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
@@ -228,6 +230,41 @@ fn a3_07_codes_have_the_headers_values() {
         os_release(config);
         drop(vm);
     }
+}
+
+/// Says to a copy of this program that it is one, and what it is for.
+const UNENTITLED: &str = "SQUIB_CONFORMANCE_UNENTITLED";
+
+#[test]
+fn a3_08_without_the_entitlement_creation_is_denied() {
+    if std::env::var_os(UNENTITLED).is_some() {
+        assert_eq!(VirtualMachine::new().err(), Some(HypervisorError::Denied));
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut program = unentitled(directory.path());
+    program.args(["--exact", "a3_life_cycle::a3_08_without_the_entitlement_creation_is_denied"]).env(UNENTITLED, "1");
+    let output = program.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// This program with a signature that has no entitlements.
+#[cfg(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim")))]
+fn unentitled(directory: &Path) -> Command {
+    let copy = directory.join("conformance");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    let signed = Command::new("codesign").args(["--sign", "-", "--force"]).arg(&copy).status().unwrap();
+    assert!(signed.success());
+    Command::new(copy)
+}
+
+/// This program, as the stand-in treats one without the entitlement.
+#[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
+fn unentitled(_: &Path) -> Command {
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    program.env("SQUIB_SIM", format!("{},hypervisor=denied", std::env::var("SQUIB_SIM").unwrap_or_default()));
+    program
 }
 
 #[test]
