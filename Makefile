@@ -15,7 +15,7 @@ os := $(shell uname -s)
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint docs unit macos macos-only conformance-report difftest bench bench-diff
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint scripts docs unit macos macos-only conformance-report difftest bench bench-diff
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,8 +52,11 @@ deps: ## install what the suite needs (Debian, as root), or say what is missing
 fmt: ## formatting, as CI checks it
 	$(CARGO) fmt --all --check
 
-lint: ## clippy, warnings are errors
+lint: scripts ## clippy, warnings are errors; the scripts and workflows
 	$(CARGO) clippy --locked --workspace --all-targets --features squib-tests/long,squib-tests/macho $(features) -- -D warnings
+
+scripts: ## shellcheck over every shell script, actionlint over the workflows
+	@tests/lint.sh
 
 docs: ## the API documentation, broken links are errors
 	RUSTDOCFLAGS='-D warnings -D rustdoc::broken_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps $(features)

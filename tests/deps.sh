@@ -9,6 +9,7 @@ want() { # want PROGRAM DEBIAN_PACKAGE
 
 want cc gcc
 want python3 python3
+python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 want xz xz-utils
 case $(uname -s) in
 Linux)
@@ -17,6 +18,8 @@ Linux)
     want qemu-system-aarch64 qemu-system-arm
     want aarch64-linux-gnu-as binutils-aarch64-linux-gnu
     [ "$(id -u)" = 0 ] || want fakeroot fakeroot
+    # Elsewhere it comes with actionlint (lint.sh).
+    [ "$(uname -m)" != aarch64 ] || want shellcheck shellcheck
     ;;
 Darwin)
     # Apple's command line tools bring cc and python3; a Debian root disk cannot be built here.
