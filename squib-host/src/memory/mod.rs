@@ -242,6 +242,13 @@ impl GuestRam {
 
     /// Copies bytes into RAM at `offset`, through the fill view. No dirty page is marked.
     pub fn write_fill(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Some((object, _)) = self.fill.as_ref().filter(|_| bytes.len() as u64 <= GRANULE) {
+            if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.size()) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            return object.write_at(offset, bytes);
+        }
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
         // All or nothing: a slice would be written as far as it fits.
         let part = self.fill_view().subslice(offset, bytes.len()).map_err(io::Error::other)?;

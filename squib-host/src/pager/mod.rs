@@ -33,7 +33,7 @@ mod wait;
 pub use file::FileSource;
 pub use mach::{FaultHandler, MachPager, Registration, Verdict};
 pub use monitor::Monitor;
-pub use probe::{LazyMemory, Toucher, bare_floor};
+pub use probe::{BareFloor, LazyMemory, Toucher};
 pub use remote::{Images, Log, PageServer, RemoteConfig, RemoteSource, Stop};
 pub use source::{Origin, PageSource, SourceError};
 pub use stats::{Latency, PagerStats};

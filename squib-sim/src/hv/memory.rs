@@ -51,6 +51,8 @@ fn map(vm: &Vm, host: *mut u8, ipa: u64, size: u64, flags: u64) -> Result<(), Fa
     if host.is_null() || host as u64 & (stage2.granule() - 1) != 0 {
         return Err(Failure(ret::BAD_ARGUMENT));
     }
+    // Before the lock: it may take the host a while, and other pages need not wait for it.
+    let protection = Protections::probe(host, size as usize);
     let _serialised = vm.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if stage2.is_mapped(ipa, size) {
         match vm.machine.config.overlapping_map {
@@ -62,8 +64,7 @@ fn map(vm: &Vm, host: *mut u8, ipa: u64, size: u64, flags: u64) -> Result<(), Fa
         stage2.clear(ipa, size);
         vm.machine.stage2_changed(ipa, size, true);
     }
-    let protection = Protections::probe(host, size as usize)?;
-    if protection == HostProtection::None {
+    if protection? == HostProtection::None {
         if vm.machine.config.prot_none_map == ProtNoneMap::Error {
             return Err(Failure(ret::ERROR));
         }

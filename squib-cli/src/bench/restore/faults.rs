@@ -1,11 +1,11 @@
-//! Faults of our own threads: one at a time, beside the bare floor; and a storm of them.
+//! Faults of our own threads: one at a time and a storm of them, each beside the bare floor.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use squib_host::pager::{FileSource, LazyMemory, bare_floor};
+use squib_host::pager::{BareFloor, FileSource, LazyMemory, Toucher};
 use squib_snapshot::Chain;
 
 use crate::error::{Error, Result, SnapshotContext};
@@ -23,14 +23,21 @@ pub struct Spread {
     pub p99_us: f64,
 }
 
+/// Pages per second, by one thread and by [`HostFaults::threads`].
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    pub alone: f64,
+    pub storm: f64,
+}
+
 #[derive(Debug)]
 pub struct HostFaults {
     pub pages: usize,
     pub one: Spread,
     pub floor: Spread,
-    /// Pages per second with one thread and with [`HostFaults::threads`].
-    pub alone: f64,
-    pub storm: f64,
+    pub rate: Rate,
+    /// The floor's: what the kernel's lock of the address space leaves of more threads.
+    pub floor_rate: Rate,
     pub threads: usize,
     /// Words read in the storm that were not what the file holds. 0, or something is wrong.
     pub wrong: u64,
@@ -54,51 +61,77 @@ pub fn measure(state: &Path, memory: &Path) -> Result<HostFaults> {
         expected.push(u64::from_le_bytes(word));
     }
     let file = chain.links()[0].memory_file();
-    let floor = spread(bare_floor(file, chain.ram_size(), &pages)?);
+    let floor = || BareFloor::new(file, chain.ram_size());
+    let alone = floor()?;
+    let (floor_alone, floor_times) = one_by_one(&pages, |offset| Ok(alone.bring(offset).map(drop)?))?;
+    let together = floor()?;
+    let floor_storm = storm(pages.len(), || Ok(|n: usize| Ok(together.bring(pages[n]).map(drop)?)))?;
 
-    let lazy = LazyMemory::new(Arc::new(FileSource::new(open()?)))?;
+    let lazy = || -> Result<_> { Ok(LazyMemory::new(Arc::new(FileSource::new(open()?)))?) };
+    let memory = lazy()?;
+    let toucher = memory.toucher()?;
+    let (alone, times) = one_by_one(&pages, |offset| Ok(toucher.read(offset).map(drop)?))?;
+    drop(toucher);
+    drop(memory);
+
+    let memory = lazy()?;
+    let wrong = AtomicU64::new(0);
+    let compare = |toucher: &Toucher<'_>, n: usize| -> Result<()> {
+        wrong.fetch_add(u64::from(toucher.read(pages[n])? != expected[n]), Ordering::Relaxed);
+        Ok(())
+    };
+    let storm = storm(pages.len(), || {
+        let (toucher, compare) = (memory.toucher()?, &compare);
+        Ok(move |n: usize| {
+            if n % 2 == 1 && n > THREADS {
+                // A page that another thread is at, too.
+                compare(&toucher, n - 1)?;
+            }
+            compare(&toucher, n)
+        })
+    })?;
+    Ok(HostFaults {
+        pages: pages.len(),
+        one: spread(times),
+        floor: spread(floor_times),
+        rate: Rate { alone, storm },
+        floor_rate: Rate { alone: floor_alone, storm: floor_storm },
+        threads: THREADS,
+        wrong: wrong.into_inner(),
+    })
+}
+
+/// Pages per second, and how long each took.
+fn one_by_one(pages: &[u64], mut bring: impl FnMut(u64) -> Result<()>) -> Result<(f64, Vec<Duration>)> {
     let mut times = Vec::with_capacity(pages.len());
-    let toucher = lazy.toucher()?;
     let begun = Instant::now();
-    for &offset in &pages {
+    for &offset in pages {
         let begun = Instant::now();
-        toucher.read(offset)?;
+        bring(offset)?;
         times.push(begun.elapsed());
     }
-    let alone = pages.len() as f64 / begun.elapsed().as_secs_f64();
-    drop(toucher);
-    drop(lazy);
+    Ok((pages.len() as f64 / begun.elapsed().as_secs_f64(), times))
+}
 
-    let lazy = LazyMemory::new(Arc::new(FileSource::new(open()?)))?;
-    let (next, wrong) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let begun = Instant::now();
-    let storm = || -> Result<()> {
-        let toucher = lazy.toucher()?;
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            let Some((&offset, &word)) = pages.get(n).zip(expected.get(n)) else { return Ok(()) };
-            // Half of the time a page that another thread is at, too.
-            let (offset, word) =
-                if n % 2 == 1 && n > THREADS { (pages[n - 1], expected[n - 1]) } else { (offset, word) };
-            if toucher.read(offset)? != word {
-                wrong.fetch_add(1, Ordering::Relaxed);
-            }
-            if toucher.read(pages[n])? != expected[n] {
-                wrong.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+/// Threads that take one of `count` pages after the other, each by a worker that `start` makes on it; pages per second.
+fn storm<W: FnMut(usize) -> Result<()>>(count: usize, start: impl Fn() -> Result<W> + Sync) -> Result<f64> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut bring = start()?;
+        std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed))
+            .take_while(|&n| n < count)
+            .try_for_each(&mut bring)
     };
+    let begun = Instant::now();
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(storm)).collect();
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(take)).collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| match thread.join() {
             Ok(result) => result,
             Err(_) => Err(Error::Message("a thread of the storm panicked".into())),
         };
         threads.into_iter().try_for_each(join)
     })?;
-    let storm = pages.len() as f64 / begun.elapsed().as_secs_f64();
-    let wrong = wrong.into_inner();
-    Ok(HostFaults { pages: pages.len(), one: spread(times), floor, alone, storm, threads: THREADS, wrong })
+    Ok(count as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// Pages with something in them, in an order that looks like chance.

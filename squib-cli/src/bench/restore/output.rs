@@ -49,7 +49,9 @@ pub fn json(results: &Results, args: &Args) {
             "guest_faults": guest_faults,
             "host_faults": {
                 "pages": host.pages, "one": spread(host.one), "floor": spread(host.floor),
-                "pages_per_second": host.alone, "storm_pages_per_second": host.storm,
+                "pages_per_second": host.rate.alone, "storm_pages_per_second": host.rate.storm,
+                "floor_pages_per_second": host.floor_rate.alone,
+                "floor_storm_pages_per_second": host.floor_rate.storm,
                 "storm_threads": host.threads, "storm_wrong": host.wrong,
             },
             "shared": shared.as_ref().map(|s| {
@@ -91,14 +93,11 @@ pub fn table(results: &Results, args: &Args) {
     for faults in guest_faults {
         println!("pages fetched over pages touched, {}: {:.3}", faults.backend, faults.fetched_over_touched);
     }
-    println!(
-        "\nfault storm: {:.0} pages/s with {} threads, {:.0} with one ({:.2} times); {} words wrong",
-        host.storm,
-        host.threads,
-        host.alone,
-        host.storm / host.alone,
-        host.wrong
-    );
+    println!("\nfault storm, {} threads on random pages; {} words wrong", host.threads, host.wrong);
+    println!("{:<24} {:>12} {:>12} {:>8}", "pages/s", "one thread", "all", "times");
+    for (name, rate) in [("our own threads, file", host.rate), ("pread and two protects", host.floor_rate)] {
+        println!("{name:<24} {:>12.0} {:>12.0} {:>8.2}", rate.alone, rate.storm, rate.storm / rate.alone);
+    }
     if let Some(shared) = shared {
         println!(
             "{} restores of {} MiB at once: {} MiB of memory with map, {} MiB with copy ({:.2})",
