@@ -161,6 +161,14 @@ pub enum SnapshotError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A working set that cannot be used. A restore is right without it.
+    #[error("{path:?} is not a working set of this snapshot: {reason}")]
+    WorkingSet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A snapshot with this identity was expected and another was found.
     #[error("{path:?} is snapshot {found}, expected {expected}")]
     WrongIdentity {
@@ -200,6 +208,7 @@ impl SnapshotError {
             | Self::BrokenChain { path, .. }
             | Self::NotRecorded { path, .. }
             | Self::Journal { path, .. }
+            | Self::WorkingSet { path, .. }
             | Self::WrongIdentity { path, .. } => Some(path),
             _ => None,
         }

@@ -12,6 +12,7 @@
 //! | open, map, check one | [`Pair`], [`StateFile`], [`load()`], [`describe`], [`recover`] |
 //! | read pages of a chain, checked | [`Chain::read_checked`], [`Chain::is_known_zero`] |
 //! | check pages that come from elsewhere | [`ChainStates`], [`digest`] |
+//! | know what a restored guest needs first | [`WorkingSet`] |
 //! | know what was written | [`TrackedRegion`], [`DirtyBitmap`], [`PageSet`] |
 //! | capture and restore vCPUs, GIC, MMDS | [`vcpu_save`] |
 //! | know the bytes | [`format`](mod@format) |
@@ -74,6 +75,7 @@ mod state_file;
 mod transaction;
 pub mod vcpu_save;
 pub mod verify;
+mod working_set;
 
 #[doc = include_str!("../FORMAT.md")]
 pub mod format {}
@@ -111,3 +113,4 @@ pub use vcpu_save::{
     capture_vcpu_state, normalized_psci_state, restore_vcpu_state, restore_vcpu_state_as_saved,
 };
 pub use verify::{Damage, VerifyReport};
+pub use working_set::WorkingSet;
