@@ -4,7 +4,7 @@
 // x19 number of this vCPU, x20 random state, x21 memory, x22 number of the write.
 
         .include "header.inc"
-        .set    VCPUS, 2
+        .set    VCPUS, 4                // at most: PSCI refuses those the machine does not have
         .set    MEMORY, 0x4100          // times 64 KiB: 16 MiB into RAM
         .set    OFFSETS, 0x3fffc0       // 4 MiB in steps of 64 bytes
 

@@ -1,8 +1,9 @@
-// A guest that writes to memory as it is told, for measurements: a round of stores, a `.` on the console, and the next round when a
-// byte is typed. What a round is, stands behind the header of the image, where the program that boots it puts it.
+// A guest that writes to memory as it is told, for measurements: a round of stores, how long it took (nanoseconds by the guest's
+// counter, 16 hexadecimal digits) and a `.` on the console, and the next round when a byte is typed. What a round is, stands behind
+// the header of the image, where the program that boots it puts it.
 //
 // x19 memory, x20 random state, x21 stride, x22 stores of a round, x23 mask of random offsets (0: by stride), x24 number of the
-// store, x25 repetitions in a round.
+// store, x25 repetitions in a round, x26 counter at its start.
 
         .include "header.inc"
 
@@ -45,6 +46,8 @@ start:  ldr     x21, stride
         str     w16, [x17, #0x30]
 
 round:  ldr     x25, repeat
+        isb
+        mrs     x26, cntvct_el0
 again:  mov     x0, #0
 1:      mul     x1, x0, x21
         cbz     x23, 2f
@@ -59,6 +62,24 @@ again:  mov     x0, #0
         b.lo    1b
         subs    x25, x25, #1
         b.ne    again
+        isb
+        mrs     x0, cntvct_el0
+        sub     x0, x0, x26
+        movz    x1, #0x3b9a, lsl #16
+        movk    x1, #0xca00                     // nanoseconds in a second
+        mul     x0, x0, x1
+        mrs     x1, cntfrq_el0
+        udiv    x0, x0, x1
+        mov     x2, #16
+4:      ror     x0, x0, #60
+        and     w16, w0, #0xf
+        add     w1, w16, #'0'
+        add     w16, w16, #('a' - 10)
+        cmp     w1, #'9'
+        csel    w16, w1, w16, ls
+        putc    w16
+        subs    x2, x2, #1
+        b.ne    4b
         mov     w16, #'.'
         putc    w16
         // UARTFR.RXFE

@@ -1,7 +1,7 @@
 // A guest that writes to RAM in every way there is, each in a page (16 KiB) of its own, and does to other pages what only looks
 // like writing. Prints `ready`, does all of it once, prints `done`, and switches itself off.
 //
-// Pages from DATA on: 0 to 11 and 20 are written; 12 to 19 are not. The tables L3_FETCH, L3_LOAD and L3_STORE are written by the
+// Pages from DATA on: 0 to 11, 20 and 21 are written; 12 to 19 and 22 are not. The tables L3_FETCH, L3_LOAD and L3_STORE are written by the
 // hardware's updates of the access flag and the dirty state.
 
         .arch armv8.2-a
@@ -122,6 +122,13 @@ start:
         dsb     ish
         ic      ivau, x1
         dsb     ish
+        isb
+        page    x1, 21
+        dc      ivac, x1
+        str     x2, [x1]                                        // after maintenance, a store is a store
+        page    x1, 22
+        at      s1e1r, x1
+        at      s1e1w, x1
         isb
         page    x1, 16
         ldr     x3, [x1]

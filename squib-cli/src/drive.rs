@@ -38,7 +38,10 @@ pub struct SnapshotPlan {
 /// What a run is to do.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// The snapshot that is still to be taken.
     snapshot: Option<SnapshotPlan>,
+    /// Why it could not be, if so.
+    snapshot_failed: Option<String>,
     exit_on: Option<String>,
     timeout: Option<Duration>,
     report: Report,
@@ -52,6 +55,7 @@ impl Plan {
     pub fn new(snapshot: Option<SnapshotPlan>, end: EndArgs) -> Self {
         Plan {
             snapshot,
+            snapshot_failed: None,
             exit_on: end.exit_on,
             timeout: end.timeout,
             report: Report::new(end.json),
@@ -90,33 +94,62 @@ impl Plan {
 
     /// Runs the machine to the end. `started` is when the command began: reports count from there.
     pub fn drive(mut self, mut machine: Machine, started: Instant) -> Result<Exit> {
-        if let Some(SnapshotPlan { moment: Moment::Instructions(count), .. }) = &self.snapshot {
-            machine.stop_after_instructions(*count)?;
+        if let Some(plan) = &self.snapshot {
+            plan.check()?;
+            if let Moment::Instructions(count) = plan.moment {
+                machine.stop_after_instructions(count)?;
+            }
         }
-        let chain = self.chain.as_ref().map(|plan| GrowingChain::start(plan, &machine)).transpose()?;
+        let mut chain = self.chain.as_ref().map(|plan| GrowingChain::start(plan, &machine)).transpose()?;
         machine.resume()?;
         self.report.running(started.elapsed());
         let monitor = machine.pager();
-        let result = self.watch(machine, chain, started);
+        let result = self.watch(&mut machine, &mut chain, started);
+        let chain = chain.map_or(Ok(()), |chain| chain.end(&self.report));
+        if let Ok((end, _)) = &result {
+            self.report.end(*end, machine.instructions().ok());
+        }
+        drop(machine);
         if let (true, Some(monitor)) = (self.pager_stats, monitor) {
             self.report.pager(&monitor.stats());
         }
-        result
+        let failed = match &self.snapshot_failed {
+            Some(reason) => {
+                Err(Error::Message(format!("the run ended without its snapshot, which could not be written: {reason}")))
+            }
+            None => chain,
+        };
+        match (result, failed) {
+            (Ok((_, Exit::Done)), Ok(())) => self.snapshot.map_or(Ok(Exit::Done), |plan| Err(plan.missed())),
+            (Ok((_, Exit::Done)), Err(failed)) => Err(failed),
+            (result, failed) => {
+                if let Err(failed) = failed {
+                    self.report.also_failed(&failed);
+                }
+                result.map(|(_, exit)| exit)
+            }
+        }
     }
 
-    fn watch(&mut self, mut machine: Machine, mut chain: Option<GrowingChain>, started: Instant) -> Result<Exit> {
+    /// Runs until the run is over, and no longer.
+    fn watch(
+        &mut self,
+        machine: &mut Machine,
+        chain: &mut Option<GrowingChain>,
+        started: Instant,
+    ) -> Result<(End, Exit)> {
         let deadline = self.timeout.map(|timeout| (timeout, started + timeout));
-        let bar = machine.pager().and_then(StreamBar::start);
+        let _bar = machine.pager().and_then(StreamBar::start);
         loop {
             let wake = deadline.map(|(_, at)| at).into_iter().chain(chain.as_ref().map(GrowingChain::wake)).min();
             let left = wake.map(|at| at.saturating_duration_since(Instant::now()));
             let outcome = match (machine.wait(left), &mut self.server) {
                 (Ok(Some(outcome)), _) => outcome,
                 (Ok(None), _) => {
-                    if let Some(chain) = &mut chain
+                    if let Some(chain) = chain
                         && deadline.is_none_or(|(_, at)| Instant::now() < at)
                     {
-                        chain.work(&mut machine, &self.report);
+                        chain.work(machine, &self.report);
                         continue;
                     }
                     machine.pause()?;
@@ -124,21 +157,20 @@ impl Plan {
                 }
                 (Err(error), None) => return Err(error.into()),
                 (Err(error), Some(server)) => {
-                    match server.wait(error, &mut machine, deadline.map(|(_, at)| at), &self.report)? {
+                    match server.wait(error, machine, deadline.map(|(_, at)| at), &self.report)? {
                         Back::Yes => continue,
                         Back::Ended(outcome) => outcome,
                         Back::TimedOut => RunOutcome::TimedOut,
                     }
                 }
             };
-            let (end, exit) = match outcome {
+            return Ok(match outcome {
                 RunOutcome::Stopped(StopReason::Watch(SNAPSHOT) | StopReason::InstructionLimit) => {
-                    if let Some(plan) = self.snapshot.take() {
-                        self.snapshot(&mut machine, &plan)?;
-                        if plan.then == Then::Continue {
-                            machine.resume()?;
-                            continue;
-                        }
+                    if let Some(plan) = self.snapshot.take()
+                        && (!self.snapshot(machine, &plan) || plan.then == Then::Continue)
+                    {
+                        machine.resume()?;
+                        continue;
                     }
                     (End::Snapshot, Exit::Done)
                 }
@@ -152,23 +184,20 @@ impl Plan {
                     (End::GuestCrash, Exit::GuestCrash)
                 }
                 RunOutcome::TimedOut => (End::TimedOut(self.timeout.unwrap_or_default()), Exit::TimedOut),
-            };
-            drop(bar);
-            if let Some(chain) = &mut chain {
-                chain.finish(&self.report);
-            }
-            self.report.end(end, machine.instructions().ok());
-            return match (self.snapshot.take(), exit) {
-                (Some(missed), Exit::Done) => Err(missed.missed()),
-                _ => Ok(exit),
-            };
+            });
         }
     }
 
-    fn snapshot(&mut self, machine: &mut Machine, plan: &SnapshotPlan) -> Result<()> {
-        let report = machine.snapshot(&plan.target)?;
-        self.report.snapshot(&report, &plan.target);
-        Ok(())
+    /// Takes the snapshot. One that fails does not end the guest: whether it was taken.
+    fn snapshot(&mut self, machine: &mut Machine, plan: &SnapshotPlan) -> bool {
+        match machine.snapshot(&plan.target) {
+            Ok(report) => self.report.snapshot(&report, &plan.target),
+            Err(error) => {
+                self.report.snapshot_failed(&plan.target, "the guest runs on", &error);
+                self.snapshot_failed = Some(error.to_string());
+            }
+        }
+        self.snapshot_failed.is_none()
     }
 }
 
@@ -180,5 +209,17 @@ impl SnapshotPlan {
                 format!("no snapshot was taken: the run ended before the guest had executed {count} instructions")
             }
         })
+    }
+
+    /// Refuses what cannot work before the guest runs: files in a directory that is none.
+    fn check(&self) -> Result<()> {
+        for file in [&self.target.state, &self.target.memory] {
+            let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+            if let Some(dir) = dir.filter(|dir| !dir.is_dir()) {
+                let (file, dir) = (file.display(), dir.display());
+                return Err(Error::Message(format!("no snapshot can be written to {file}: {dir} is no directory")));
+            }
+        }
+        Ok(())
     }
 }

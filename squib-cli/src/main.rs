@@ -25,6 +25,9 @@ mod run;
 mod tracking;
 mod verify;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
@@ -45,7 +48,8 @@ Examples:
 
 Exit codes:
   0    the guest switched itself off, or what was asked for is done
-  1    an error; one line on standard error says which and what to do
+  1    an error; one line on standard error says which and what to do. Also when the guest ended well, but its snapshot, or the
+       last link of its chain, could not be written: that does not end the guest
   2    wrong usage
   3    the guest did something the host cannot answer; registers on standard error
   124  the time given by --timeout is up
@@ -74,6 +78,10 @@ enum Command {
 }
 
 fn main() -> Exit {
+    // A file that grows beyond the limit set for it (`ulimit -f`) is an error that can be dealt with, not the end of the guest.
+    if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::<AtomicBool>::default()) {
+        eprintln!("squib: files that grow beyond their limit will end this program: {error}");
+    }
     let result = match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Restore(args) => restore::main(args),

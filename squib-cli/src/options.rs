@@ -53,7 +53,8 @@ pub enum Then {
 /// When to take a snapshot, and what then.
 #[derive(Args, Debug)]
 pub struct SnapshotArgs {
-    /// Take a snapshot when the guest prints TEXT on its console
+    /// Take a snapshot when the guest prints TEXT on its console. If it cannot be written, that is said, the guest runs on whatever
+    /// --then says, and squib ends with 1 in place of 0
     #[arg(long, value_name = "TEXT", value_parser = text)]
     snapshot_on: Option<String>,
     /// Take a snapshot when the guest has executed exactly N instructions more (--clock deterministic)

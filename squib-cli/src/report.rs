@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use squib_host::pager::PagerStats;
 use squib_host::{CrashReport, SaveTarget, SnapshotReport};
 
+use crate::error::Error;
 use crate::pager;
 
 /// Standard output as the guest's console: every write is out when it returns, so that prompts and single keys show.
@@ -103,6 +104,8 @@ impl Report {
                 "ram_bytes": report.ram_bytes,
                 "dirty_bytes": report.dirty_bytes,
                 "write_faults": report.write_faults,
+                "blocks_stepped_down": report.granule_steps.down,
+                "blocks_stepped_up": report.granule_steps.up,
                 "memory_file_bytes": report.memory_file_bytes,
                 "memory_disk_bytes": report.memory_disk_bytes,
                 "state_file_bytes": report.state_file_bytes,
@@ -126,18 +129,23 @@ impl Report {
         });
     }
 
-    /// A link of a chain could not be written; the guest runs on. Said wherever standard error goes.
+    /// A link of a chain could not be written; the guest runs on.
     pub fn link_failed(&self, target: &SaveTarget, error: &squib_host::Error) {
-        let state = target.state.display();
+        self.snapshot_failed(target, "the guest runs on and the next link holds its changes", error);
+    }
+
+    /// A snapshot could not be written; `consequence` is what comes of it. Said wherever standard error goes.
+    pub fn snapshot_failed(&self, target: &SaveTarget, consequence: &str, error: &squib_host::Error) {
+        let (state, error) = (target.state.display().to_string(), error.to_string());
         match self {
-            Report::Json => {
-                let error = error.to_string();
-                eprintln!("{}", json!({"event": "snapshot-failed", "state": state.to_string(), "error": error}));
-            }
-            _ => eprintln!(
-                "squib: {state} was not written, the guest runs on and the next link holds its changes: {error}"
-            ),
+            Report::Json => self.json(|| json!({"event": "snapshot-failed", "state": state, "error": error})),
+            _ => eprintln!("squib: {state} was not written, {consequence}: {error}"),
         }
+    }
+
+    /// What a run failed to do that ends with another exit code anyway. Said wherever standard error goes.
+    pub fn also_failed(&self, error: &Error) {
+        eprintln!("squib: error: {error}");
     }
 
     /// The host gives up on the guest. Said wherever standard error goes.

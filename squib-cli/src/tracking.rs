@@ -35,7 +35,8 @@ pub struct TrackArgs {
     #[arg(long, value_enum, default_value_t, value_name = "GRANULE", requires = "track_dirty_pages")]
     dirty_granule: Granule,
     /// Add a link to the chain every SECS seconds: first a full snapshot, then what has changed since the last link. The
-    /// guest stands still only while registers and changed pages are copied
+    /// guest stands still only while registers and changed pages are copied. A link that cannot be written is said, the guest
+    /// runs on, and the next link holds its changes; if none comes, squib ends with 1 in place of 0
     #[arg(
         long,
         value_name = "SECS",
@@ -79,16 +80,18 @@ pub struct ChainPlan {
 /// A chain that is being written.
 #[derive(Debug)]
 pub struct GrowingChain {
+    plan: ChainPlan,
     writer: ChainWriter,
-    every: Duration,
     due: Instant,
+    /// Why the last attempt at a link failed, if it did.
+    failed: Option<String>,
 }
 
 impl GrowingChain {
     /// Begins with the next link of the chain, one period from now.
     pub fn start(plan: &ChainPlan, machine: &Machine) -> Result<GrowingChain> {
         let writer = ChainWriter::open(&plan.dir, machine)?;
-        Ok(GrowingChain { writer, every: plan.every, due: later(plan.every) })
+        Ok(GrowingChain { plan: plan.clone(), writer, due: later(plan.every), failed: None })
     }
 
     /// When [`GrowingChain::work`] is to be called next.
@@ -101,29 +104,57 @@ impl GrowingChain {
     pub fn work(&mut self, machine: &mut Machine, report: &Report) {
         if Instant::now() < self.due {
             let files = self.writer.next_link();
-            return tell(self.writer.poll(Duration::ZERO), &files, report);
+            let link = self.writer.poll(Duration::ZERO);
+            return self.tell(link, &files, report);
         }
         self.finish(report);
-        self.due = later(self.every);
+        self.due = later(self.plan.every);
         let files = self.writer.next_link();
         if let Err(error) = self.writer.checkpoint(machine) {
-            report.link_failed(&files, &error);
+            self.tell(Some(Err(error)), &files, report);
         }
     }
 
-    /// Waits for the link that is under way.
-    pub fn finish(&mut self, report: &Report) {
+    fn finish(&mut self, report: &Report) {
         let files = self.writer.next_link();
-        tell(self.writer.finish(), &files, report);
+        let link = self.writer.finish();
+        self.tell(link, &files, report);
     }
-}
 
-/// Reports how the link that was to be `files` went, if that is known.
-fn tell(link: Option<squib_host::Result<(SaveTarget, SnapshotReport)>>, files: &SaveTarget, report: &Report) {
-    match link {
-        None => {}
-        Some(Ok((files, snapshot))) => report.snapshot(&snapshot, &files),
-        Some(Err(error)) => report.link_failed(files, &error),
+    /// Reports how the link that was to be `files` went, if that is known.
+    fn tell(
+        &mut self,
+        link: Option<squib_host::Result<(SaveTarget, SnapshotReport)>>,
+        files: &SaveTarget,
+        report: &Report,
+    ) {
+        match link {
+            None => {}
+            Some(Ok((files, snapshot))) => {
+                self.failed = None;
+                report.snapshot(&snapshot, &files);
+            }
+            Some(Err(error)) => {
+                self.failed = Some(error.to_string());
+                report.link_failed(files, &error);
+            }
+        }
+    }
+
+    /// Waits for the link that is under way. An error if the last attempt at one failed: what is missing then, and what is safe.
+    pub fn end(mut self, report: &Report) -> Result<()> {
+        self.finish(report);
+        let Some(reason) = self.failed else { return Ok(()) };
+        let (dir, next) = (self.plan.dir.display(), self.writer.links());
+        Err(Error::Message(match next.checked_sub(1) {
+            None => {
+                format!("{dir} holds nothing of this run: the full snapshot {next:04} could not be written: {reason}")
+            }
+            Some(last) => format!(
+                "{dir} ends with link {last:04}, which is complete (squib restore --chain {dir}); what the guest did after it is \
+                 lost, since link {next:04} could not be written: {reason}"
+            ),
+        }))
     }
 }
 

@@ -137,6 +137,11 @@ impl ChainWriter {
         link(&self.dir, self.next)
     }
 
+    /// Links that are complete.
+    pub fn links(&self) -> usize {
+        self.next
+    }
+
     /// Takes the next link of a machine that runs, which goes on at once; [`ChainWriter::finish`] tells how it went. Returns how long
     /// the guest stood still (`None`: it did before, and does).
     pub fn checkpoint(&mut self, machine: &mut Machine) -> Result<Option<Duration>> {

@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use squib_snapshot::{
-    Contents, MachineRecord, MicrovmState, PairReport, PairRequest, PreparedPair, SnapshotId, SnapshotKind,
-    prepare_pair,
+    Contents, GranuleSteps, MachineRecord, MicrovmState, PairReport, PairRequest, PreparedPair, SnapshotId,
+    SnapshotKind, prepare_pair,
 };
 
 use crate::config::{SaveTarget, SnapshotReport};
@@ -220,37 +220,38 @@ impl Begun {
             // The pages taken become dirty again here.
             Err(error) => return (Err(error.into()), buffer),
         };
-        let written = self.taken.as_ref().map(|taken| (taken.bytes(), taken.faults()));
+        let written = self.taken.as_ref().map(|taken| (taken.bytes(), taken.faults(), taken.steps()));
         *parent.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved.identity);
         if let Some(taken) = self.taken {
             taken.commit();
         }
         let report = report(&self.target, &saved, self.parent, self.capture, self.ram.1, written);
-        (report, buffer)
+        (Ok(report), buffer)
     }
 }
 
+/// Of a snapshot that is committed: nothing in here can fail, whatever becomes of its files.
 fn report(
     target: &SaveTarget,
     saved: &PairReport,
     parent: Option<SnapshotId>,
     capture: Duration,
     ram_bytes: u64,
-    written: Option<(u64, u64)>,
-) -> Result<SnapshotReport> {
-    let examine = |source| Error::File { action: "examine", path: target.memory.clone(), source };
-    let memory = std::fs::metadata(&target.memory).map_err(examine)?;
-    Ok(SnapshotReport {
+    written: Option<(u64, u64, GranuleSteps)>,
+) -> SnapshotReport {
+    let memory = std::fs::metadata(&target.memory).ok();
+    SnapshotReport {
         identity: saved.identity,
         parent,
         pause: Duration::ZERO,
         total: Duration::ZERO,
         capture,
         ram_bytes,
-        dirty_bytes: written.map(|(bytes, _)| bytes),
-        write_faults: written.map_or(0, |(_, faults)| faults),
-        memory_file_bytes: memory.len(),
-        memory_disk_bytes: memory.blocks() * 512,
+        dirty_bytes: written.map(|(bytes, ..)| bytes),
+        write_faults: written.map_or(0, |(_, faults, _)| faults),
+        granule_steps: written.map_or(GranuleSteps::default(), |(.., steps)| steps),
+        memory_file_bytes: memory.as_ref().map_or(ram_bytes, |memory| memory.len()),
+        memory_disk_bytes: memory.map_or(saved.memory_bytes, |memory| memory.blocks() * 512),
         state_file_bytes: saved.state_bytes,
-    })
+    }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use squib_snapshot::SnapshotId;
+use squib_snapshot::{GranuleSteps, SnapshotId};
 
 use crate::crash::CrashReport;
 use crate::pager::PageSource;
@@ -255,6 +255,8 @@ pub struct SnapshotReport {
     pub dirty_bytes: Option<u64>,
     /// Write faults of the guest since the last snapshot.
     pub write_faults: u64,
+    /// With [`DirtyGranule::Adaptive`]: how often blocks of RAM came to be tracked by pages, and whole again, so far.
+    pub granule_steps: GranuleSteps,
     /// Length of the memory file, bytes.
     pub memory_file_bytes: u64,
     /// What the memory file occupies on disk, bytes (holes are not counted).

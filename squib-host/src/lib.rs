@@ -57,4 +57,4 @@ pub use crash::CrashReport;
 pub use error::{Error, Result};
 pub use hv::baseline::protect_and_resume;
 pub use machine::{Machine, Stopper};
-pub use squib_snapshot::{SnapshotId, SnapshotKind};
+pub use squib_snapshot::{GranuleSteps, SnapshotId, SnapshotKind};

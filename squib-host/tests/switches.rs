@@ -50,6 +50,7 @@ fn no_switch_matters_but_the_one_that_must() {
         "counter=1ghz",
         "max-ipa=36",
         "granule=4k",
+        "ivac-needs-write=on",
         "fault-details=vague",
     ] {
         let outcome = with(switch).unwrap_or_else(|error| panic!("{switch}: {error}"));

@@ -268,6 +268,9 @@ switches! {
     gic_state_refused: bool = false, "gic-state-refused";
     /// The granule of stage 2.
     granule: Granule = Granule::Kib16, "granule";
+    /// `DC IVAC` of a page that stage 2 lets the guest read only: off, it cleans too, which reading is enough for; on, it meets a
+    /// permission fault.
+    ivac_needs_write: bool = false, "ivac-needs-write";
     /// How much RAM faults tell.
     fault_details: FaultDetails = FaultDetails::Architectural, "fault-details";
 }

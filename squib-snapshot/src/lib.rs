@@ -13,7 +13,8 @@
 //! | read pages of a chain, checked | [`Chain::read_checked`], [`Chain::is_known_zero`] |
 //! | check pages that come from elsewhere | [`ChainStates`], [`digest`] |
 //! | know what a restored guest needs first | [`WorkingSet`] |
-//! | know what was written | [`TrackedRegion`], [`DirtyBitmap`], [`PageSet`] |
+//! | know what was written | [`DirtyBitmap`], [`PageSet`], [`TrackedRegion`] |
+//! | choose how finely writes are tracked | [`BlockController`], [`dirty`](mod@dirty) |
 //! | capture and restore vCPUs, GIC, MMDS | [`vcpu_save`] |
 //! | know the bytes | [`format`](mod@format) |
 //!
@@ -84,8 +85,8 @@ pub use arch::{PageGeometry, SysReg};
 pub use atomic::{AtomicWriter, TEMP_SUFFIX, UnlinkOnDrop, check_same_filesystem, derive_temp_path};
 pub use chain::Chain;
 pub use dirty::{
-    ADAPTIVE_WINDOW, AdaptiveController, DEFAULT_STEP_DOWN_THRESHOLD, DirtyBitmap, PageSet, PageSetBuilder, TakenPages,
-    TrackedRegion, TrackingGranule,
+    ADAPTIVE_WINDOW, AdaptiveController, BlockController, DEFAULT_STEP_DOWN_THRESHOLD, DENSE_FAULTS, DirtyBitmap,
+    GranuleSteps, PageSet, PageSetBuilder, RETRY_EPOCHS, TakenPages, TrackedRegion, TrackingGranule,
 };
 pub use envelope::{
     Crc64Writer, SNAPSHOT_DESERIALIZATION_BYTES_LIMIT, SNAPSHOT_MAGIC_AARCH64, SNAPSHOT_VERSION, Snapshot, SnapshotHdr,

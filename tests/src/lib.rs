@@ -182,6 +182,14 @@ impl Squib {
         self.option("--snapshot-on", text).option("--state", &snapshot.state).option("--memory-file", &snapshot.memory)
     }
 
+    /// Lets a shell script run the program, which is `"$0" "$@"` to it.
+    pub fn script(mut self, script: &str) -> Squib {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(script).arg(self.command.get_program()).args(self.command.get_args());
+        self.command = shell;
+        self
+    }
+
     /// Sets a variable of the program's environment.
     pub fn environment(mut self, name: &str, value: &str) -> Squib {
         self.command.env(name, value);

@@ -8,7 +8,7 @@ use squib_host::{DirtyGranule, SnapshotKind, protect_and_resume};
 
 use super::sweep::{Round, Sweeper};
 use super::{median, plot};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::progress::Spinner;
 use crate::report::{micros, millis};
@@ -18,8 +18,9 @@ const BLOCK: u64 = 2 << 20;
 const MIB: u64 = 1 << 20;
 /// How often each figure is taken; the median counts.
 const RUNS: usize = 5;
-/// First writes of one measurement.
-const FAULTS: u64 = 1024;
+/// RAM of the guest whose first writes are timed, in MiB, and the rounds of them; the median counts.
+const FAULT_RAM: u64 = 192;
+const FAULT_ROUNDS: usize = 15;
 /// How often 32 MiB are written in a round that several diffs fall into.
 const REPEAT: u64 = 128;
 const GRANULES: [(&str, DirtyGranule); 3] =
@@ -30,7 +31,8 @@ Examples:
   squib bench diff
   squib bench diff --json --plot pause.svg --max-memory 2048
 
-Four tables: what the first write to a protected page costs, beside a loop that does nothing but open the page and go on; how much
+Four tables: what the first write to a protected page or block costs, beside the same guest in a bare loop that does nothing
+but open it and go on (both timed by the guest itself, round by round; no fault: the same stores with nothing protected); how much
 slower a guest is that writes to all of 32 MiB again and again while a diff is taken every 100 ms; how much more a diff holds
 than what was written; how long the guest stands still. All in this process, on a guest that writes and does nothing else.";
 
@@ -70,28 +72,41 @@ pub fn main(args: Args) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Name, and nanoseconds of one first write.
-type Faults = Vec<(&'static str, f64)>;
+/// One first write, in nanoseconds: the median round over its stores, each of which faults once.
+struct FaultCost {
+    granule: &'static str,
+    faults: u64,
+    /// With nothing protected.
+    open: f64,
+    /// In a loop that opens the part and resumes, and does nothing else.
+    bare: f64,
+    /// In a machine that tracks.
+    tracked: f64,
+}
 
-fn fault_cost() -> Result<Faults> {
-    let each = |time: Duration, faults: u64| time.as_nanos() as f64 / faults as f64;
-    let baseline = (0..RUNS).map(|_| protect_and_resume(FAULTS)).collect::<Result<Vec<_>, _>>()?;
-    let mut rows = vec![("protect + resume", each(median(baseline), FAULTS))];
-    for (name, granule, stride) in
-        [("tracked, 16 KiB", DirtyGranule::Page, PAGE), ("tracked, 2 MiB", DirtyGranule::Block, BLOCK)]
+fn fault_cost() -> Result<Vec<FaultCost>> {
+    let mut rows = Vec::new();
+    for (name, granule, size, faults) in
+        [("16 KiB", DirtyGranule::Page, PAGE, 1024), ("2 MiB", DirtyGranule::Block, BLOCK, 48)]
     {
-        let stores = if stride == PAGE { FAULTS } else { FAULTS / 8 };
-        let mut sweeper = Sweeper::boot(32 + stores * stride / MIB + 32, Some(granule), Round::touch(stride, stores))?;
-        let open = (0..RUNS).map(|_| sweeper.round()).collect::<Result<Vec<_>>>()?;
+        let round = Round::touch(size, faults);
+        let each = |times: &[Duration]| median(times.to_vec()).as_nanos() as f64 / faults as f64;
+        // The first rounds, of either, meet memory that the host has not brought into being yet, and caches that are cold.
+        let bare = protect_and_resume(&round.image(), FAULT_RAM, size, 2 * FAULT_ROUNDS, 3 * FAULT_ROUNDS)?;
+        let mut sweeper = Sweeper::boot(FAULT_RAM, Some(granule), round)?;
+        (0..FAULT_ROUNDS).try_for_each(|_| sweeper.round().map(drop))?;
+        let open: Vec<_> = (0..FAULT_ROUNDS).map(|_| sweeper.round()).collect::<Result<_>>()?;
+        let mut tracked = Vec::new();
         sweeper.snapshot(SnapshotKind::Full)?;
-        let mut protected = Vec::new();
-        for _ in 0..RUNS {
-            protected.push(sweeper.round()?);
-            sweeper.snapshot(SnapshotKind::Diff)?;
+        for _ in 0..FAULT_ROUNDS {
+            tracked.push(sweeper.round()?);
+            let report = sweeper.snapshot(SnapshotKind::Diff)?;
+            if report.write_faults != faults {
+                return Err(Error::Message(format!("{} faults where {faults} were due", report.write_faults)));
+            }
         }
-        // The rounds differ by the faults alone, and noise only adds.
-        let least = |times: Vec<Duration>| times.into_iter().min().unwrap_or_default();
-        rows.push((name, each(least(protected).saturating_sub(least(open)), stores)));
+        let bare = each(&bare[2 * FAULT_ROUNDS..]);
+        rows.push(FaultCost { granule: name, faults, open: each(&open), bare, tracked: each(&tracked) });
     }
     Ok(rows)
 }
@@ -108,7 +123,7 @@ struct Slowdown {
 fn slowdown() -> Result<Vec<Slowdown>> {
     let round = Round { stride: 64, stores: 32 * MIB / 64, mask: 0, repeat: REPEAT };
     let mut off = Sweeper::boot(128, None, round)?;
-    let time = median((0..RUNS).map(|_| off.round()).collect::<Result<_>>()?);
+    let time = median((0..RUNS).map(|_| Ok(off.round_with_diffs(None)?.0)).collect::<Result<_>>()?);
     drop(off);
     let mut rows = vec![Slowdown { name: "off", time, diffs: 0, faults: 0 }];
     for (name, granule) in GRANULES {
@@ -116,7 +131,7 @@ fn slowdown() -> Result<Vec<Slowdown>> {
         sweeper.snapshot(SnapshotKind::Full)?;
         let (mut times, mut diffs, mut faults) = (Vec::new(), 0, 0);
         for _ in 0..RUNS {
-            let (time, reports) = sweeper.round_with_diffs(Duration::from_millis(100))?;
+            let (time, reports) = sweeper.round_with_diffs(Some(Duration::from_millis(100)))?;
             times.push(time);
             diffs += reports.len();
             faults += reports.iter().map(|report| report.write_faults).sum::<u64>();
@@ -195,10 +210,16 @@ fn points(pauses: &Pauses) -> Vec<(f64, f64)> {
     pauses.iter().map(|(mib, pause, _)| (*mib as f64, pause.as_secs_f64() * 1e3)).collect()
 }
 
-fn print_tables(faults: &Faults, slowdown: &[Slowdown], overcount: &[Overcount], pause: &(Pauses, Pauses)) {
-    println!("{:<34} {:>12}", "first write", "each");
-    for (name, nanos) in faults {
-        println!("{name:<34} {:>9.2} us", nanos / 1e3);
+fn print_tables(faults: &[FaultCost], slowdown: &[Slowdown], overcount: &[Overcount], pause: &(Pauses, Pauses)) {
+    println!(
+        "{:<22} {:>8} {:>10} {:>18} {:>10} {:>14}",
+        "first write to", "faults", "no fault", "protect + resume", "tracked", "tracked : bare"
+    );
+    for row in faults {
+        let micros = |nanos: f64| format!("{:.2} us", nanos / 1e3);
+        let (open, bare, tracked) = (micros(row.open), micros(row.bare), micros(row.tracked));
+        let ratio = row.tracked / row.bare;
+        println!("{:<22} {:>8} {open:>10} {bare:>18} {tracked:>10} {ratio:>14.2}", row.granule, row.faults);
     }
     println!(
         "\n{:<34} {:>12} {:>12} {:>8} {:>12}",
@@ -227,7 +248,7 @@ fn print_tables(faults: &Faults, slowdown: &[Slowdown], overcount: &[Overcount],
     }
 }
 
-fn print_json(faults: &Faults, slowdown: &[Slowdown], overcount: &[Overcount], pause: &(Pauses, Pauses)) {
+fn print_json(faults: &[FaultCost], slowdown: &[Slowdown], overcount: &[Overcount], pause: &(Pauses, Pauses)) {
     let pauses = |rows: &Pauses| -> Vec<Value> {
         let row = |(mib, pause, total): &(u64, Duration, Duration)| json!({"mib": mib, "pause_us": micros(*pause), "total_us": micros(*total)});
         rows.iter().map(row).collect()
@@ -241,12 +262,13 @@ fn print_json(faults: &Faults, slowdown: &[Slowdown], overcount: &[Overcount], p
             .collect();
         json!({"workload": row.workload, "ratios": ratios})
     };
+    let fault = |row: &FaultCost| json!({"granule": row.granule, "faults": row.faults, "no_fault_ns": row.open, "protect_and_resume_ns": row.bare, "tracked_ns": row.tracked});
     println!(
         "{:#}",
         json!({
             "bench": "diff",
             "runs": RUNS,
-            "first_write": faults.iter().map(|(name, nanos)| json!({"what": name, "ns": nanos})).collect::<Vec<_>>(),
+            "first_write": faults.iter().map(fault).collect::<Vec<_>>(),
             "slowdown": slowdown.iter().map(slow).collect::<Vec<_>>(),
             "overcount": overcount.iter().map(over).collect::<Vec<_>>(),
             "pause_by_mib_written": pauses(&pause.0),

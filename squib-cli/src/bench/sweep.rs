@@ -37,14 +37,23 @@ impl Round {
     }
 }
 
-/// The console: tells of every dot.
-struct Dots(Sender<()>);
+/// The console: tells of every dot, with the nanoseconds (hexadecimal) that were printed before it.
+struct Dots {
+    digits: String,
+    rounds: Sender<Duration>,
+}
 
 impl Write for Dots {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for _ in bytes.iter().filter(|&&byte| byte == b'.') {
-            // Nobody waits any more when the bench is over.
-            let _ = self.0.send(());
+        for &byte in bytes {
+            match byte {
+                b'.' => {
+                    let nanos = u64::from_str_radix(&std::mem::take(&mut self.digits), 16);
+                    // Nobody waits any more when the bench is over.
+                    let _ = self.rounds.send(Duration::from_nanos(nanos.map_err(io::Error::other)?));
+                }
+                digit => self.digits.push(char::from(digit)),
+            }
         }
         Ok(bytes.len())
     }
@@ -59,9 +68,20 @@ impl Write for Dots {
 pub struct Sweeper {
     machine: Machine,
     typed: PipeWriter,
-    dots: Receiver<()>,
+    dots: Receiver<Duration>,
     directory: TempDir,
     links: u32,
+}
+
+impl Round {
+    /// The guest's image, told to do this.
+    pub fn image(&self) -> Vec<u8> {
+        let mut image = IMAGE.to_vec();
+        for (n, value) in [self.stride, self.stores, self.mask, self.repeat].into_iter().enumerate() {
+            image[PARAMETERS + 8 * n..][..8].copy_from_slice(&value.to_le_bytes());
+        }
+        image
+    }
 }
 
 impl Sweeper {
@@ -69,11 +89,7 @@ impl Sweeper {
     pub fn boot(memory_mib: u64, granule: Option<DirtyGranule>, round: Round) -> Result<Sweeper> {
         let directory = tempfile::tempdir().context(|| "make a temporary directory".into())?;
         let kernel = directory.path().join("sweep.img");
-        let mut image = IMAGE.to_vec();
-        for (n, value) in [round.stride, round.stores, round.mask, round.repeat].into_iter().enumerate() {
-            image[PARAMETERS + 8 * n..][..8].copy_from_slice(&value.to_le_bytes());
-        }
-        std::fs::write(&kernel, image).context(|| "write the guest's image".into())?;
+        std::fs::write(&kernel, round.image()).context(|| "write the guest's image".into())?;
         let (input, typed) = io::pipe().context(|| "make a pipe".into())?;
         let (sender, dots) = channel();
         let mut config = MachineConfig::new(kernel);
@@ -81,7 +97,7 @@ impl Sweeper {
         config.track_dirty_pages = granule.is_some();
         config.dirty_granule = granule.unwrap_or_default();
         config.console = ConsoleConfig {
-            output: Box::new(Dots(sender)),
+            output: Box::new(Dots { digits: String::new(), rounds: sender }),
             input: ConsoleInput::Reader(Box::new(input)),
             ..Default::default()
         };
@@ -92,7 +108,7 @@ impl Sweeper {
         Ok(sweeper)
     }
 
-    fn wait(&mut self) -> Result<()> {
+    fn wait(&mut self) -> Result<Duration> {
         self.dots.recv_timeout(PATIENCE).map_err(|_| Error::Message("the bench's guest does not answer".into()))
     }
 
@@ -101,23 +117,22 @@ impl Sweeper {
         Ok(Instant::now())
     }
 
-    /// One round. How long it took.
+    /// One round. How long it took by the guest's own clock.
     pub fn round(&mut self) -> Result<Duration> {
-        let started = self.start()?;
-        self.wait()?;
-        Ok(started.elapsed())
+        self.start()?;
+        self.wait()
     }
 
-    /// One round, and a diff every `period` of it. How long it took without the pauses, and the diffs.
-    pub fn round_with_diffs(&mut self, period: Duration) -> Result<(Duration, Vec<SnapshotReport>)> {
+    /// One round, and a diff every `period` of it (`None`: without). How long it took without the pauses, and the diffs.
+    pub fn round_with_diffs(&mut self, period: Option<Duration>) -> Result<(Duration, Vec<SnapshotReport>)> {
         let (started, mut reports) = (self.start()?, Vec::new());
         loop {
-            match self.dots.recv_timeout(period) {
+            match self.dots.recv_timeout(period.unwrap_or(PATIENCE)) {
                 Err(RecvTimeoutError::Timeout) if started.elapsed() < PATIENCE => {
                     reports.push(self.snapshot(SnapshotKind::Diff)?);
                 }
                 Err(_) => return Err(Error::Message("the bench's guest does not answer".into())),
-                Ok(()) => {
+                Ok(_) => {
                     let paused: Duration = reports.iter().map(|report| report.pause).sum();
                     return Ok((started.elapsed().saturating_sub(paused), reports));
                 }

@@ -2,8 +2,8 @@
 //!
 //! An **epoch** lies between two checkpoints (snapshots, full or diff). It begins with all of RAM readable and executable, but not
 //! writable, for the guest: one `hv_vm_protect` for the region. The first write to a clean part exits; its vCPU's thread marks the
-//! part in the log and reopens it, and the instruction is executed again. How large the part is, [`granule`] says. Execution is
-//! allowed throughout. The host's writes (virtio DMA, used rings, loaders) mark the same log behind the accessor
+//! part in the log and reopens it, and the instruction is executed again. How large the part is, block of 2 MiB or page of 16 KiB,
+//! is fixed or chosen block by block by [`BlockController`]. Execution is allowed throughout. The host's writes (virtio DMA, used rings, loaders) mark the same log behind the accessor
 //! ([`DirtyHook`](crate::memory::DirtyHook)).
 //!
 //! # Why no write is missing from the next diff
@@ -37,18 +37,19 @@
 //! A page that a restore puts into place holds the bytes of the snapshot that the next diff continues: it is clean. It comes into
 //! place without write permission ([`MappedRam::arrival`]).
 
-pub mod granule;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use squib_snapshot::{DirtyBitmap, PageSet};
+use squib_snapshot::{BlockController, DirtyBitmap, GranuleSteps, PageGeometry, PageSet, TrackingGranule};
 
-use self::granule::{BLOCK, Granules};
 use crate::config::DirtyGranule;
 use crate::error::Result;
 use crate::hv::stage2::{MappedRam, Permission};
 use crate::memory::GRANULE;
+
+/// Block and page of what a fault opens.
+const GEOMETRY: PageGeometry = PageGeometry::APPLE_SILICON;
+const _: () = assert!(GEOMETRY.tracking_page_hot == GRANULE);
 
 /// The tracker of one machine's RAM.
 #[derive(Debug)]
@@ -59,10 +60,20 @@ pub struct WriteTracker {
     faults: AtomicU64,
 }
 
+#[derive(Debug)]
+enum Granules {
+    Fixed(TrackingGranule),
+    Adaptive(BlockController),
+}
+
 impl WriteTracker {
     /// For RAM that is writable. The first checkpoint begins the first epoch: before it there is no snapshot that a diff could continue.
     pub fn new(mapped: Arc<MappedRam>, log: Arc<DirtyBitmap>, granule: DirtyGranule) -> WriteTracker {
-        let granules = Granules::new(granule, mapped.ram().size());
+        let granules = match granule {
+            DirtyGranule::Block => Granules::Fixed(TrackingGranule::Coarse),
+            DirtyGranule::Page => Granules::Fixed(TrackingGranule::Fine),
+            DirtyGranule::Adaptive => Granules::Adaptive(BlockController::new(mapped.ram().size(), GEOMETRY)),
+        };
         WriteTracker { mapped, log, granules, faults: AtomicU64::new(0) }
     }
 
@@ -71,7 +82,12 @@ impl WriteTracker {
     /// holes, and `hv_vm_protect` refuses those.
     pub fn open(&self, offset: u64, whole: bool) -> Result<()> {
         self.faults.fetch_add(1, Ordering::Relaxed);
-        let size = if whole && self.granules.opens_block(offset) { BLOCK } else { GRANULE };
+        let granule = match &self.granules {
+            _ if !whole => TrackingGranule::Fine,
+            Granules::Fixed(granule) => *granule,
+            Granules::Adaptive(blocks) => blocks.record_fault(offset),
+        };
+        let size = granule.page_size(GEOMETRY);
         let start = offset / size * size;
         let len = size.min(self.mapped.ram().size() - start);
         self.log.set_range_dirty(self.mapped.ram().base() + start, len);
@@ -86,9 +102,15 @@ impl WriteTracker {
         let taken = self.log.take();
         let pages = taken.pages().clone();
         taken.commit();
-        self.granules.next_epoch(&pages);
+        let steps = match &self.granules {
+            Granules::Fixed(_) => GranuleSteps::default(),
+            Granules::Adaptive(blocks) => {
+                blocks.next_epoch(&pages);
+                blocks.steps()
+            }
+        };
         let faults = self.faults.swap(0, Ordering::Relaxed);
-        Ok(Taken { log: Arc::clone(&self.log), pages, faults, committed: false })
+        Ok(Taken { log: Arc::clone(&self.log), pages, faults, steps, committed: false })
     }
 }
 
@@ -99,6 +121,7 @@ pub struct Taken {
     log: Arc<DirtyBitmap>,
     pages: PageSet,
     faults: u64,
+    steps: GranuleSteps,
     committed: bool,
 }
 
@@ -116,6 +139,11 @@ impl Taken {
     /// Write faults of the epoch.
     pub fn faults(&self) -> u64 {
         self.faults
+    }
+
+    /// Changes of granule so far.
+    pub fn steps(&self) -> GranuleSteps {
+        self.steps
     }
 
     /// The snapshot that holds the pages is durable.

@@ -140,7 +140,7 @@ fn register_calls_from_another_thread_are_denied_or_work() {
 }
 
 /// Every position of every switch but the defaults.
-const POSITIONS: [&str; 17] = [
+const POSITIONS: [&str; 18] = [
     "vtimer-exits=on",
     "wfx-exits=on",
     "gic-mmio-exits=on",
@@ -157,6 +157,7 @@ const POSITIONS: [&str; 17] = [
     "max-ipa=36",
     "gic-state-refused=on",
     "granule=4k",
+    "ivac-needs-write=on",
     "fault-details=vague",
 ];
 
@@ -337,6 +338,22 @@ fn the_granule_may_be_smaller() {
     assert_eq!(guest.x(Reg::X1), 5);
     guest.vcpu.set_reg(Reg::X0, ipa + 0x1000).unwrap();
     guest.run_to_class(ec::DATA_ABORT);
+}
+
+#[test]
+fn invalidation_may_need_the_right_to_write() {
+    let dc_ivac = 0xd508_7620;
+    for strict in [false, true] {
+        let mut guest = guest_with(&code![mov(0, DATA), dc_ivac, hvc(1)], |config| config.ivac_needs_write = strict);
+        guest.ram.protect(MemPerms::RX).unwrap();
+        if strict {
+            let syndrome = guest.run_to_class(ec::DATA_ABORT).syndrome;
+            assert_eq!(iss::status(syndrome), iss::PERMISSION);
+            assert!(syndrome & iss::CM != 0 && syndrome & iss::WNR != 0, "{syndrome:#x}");
+            guest.skip();
+        }
+        guest.run_to(1);
+    }
 }
 
 #[test]

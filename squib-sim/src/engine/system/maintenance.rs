@@ -135,6 +135,11 @@ impl Cpu {
         Ok(())
     }
 
+    /// Whether `DC IVAC` needs the right to write at stage 2.
+    fn strict_ivac(&self) -> bool {
+        self.machine.config.ivac_needs_write
+    }
+
     /// The ASID a TLBI names; of 8 bits if TCR_EL1.AS says so.
     fn operand_asid(&self, op: &Op) -> u16 {
         let asid = (self.x[usize::from(op.rd)] >> 48) as u16;
@@ -163,7 +168,9 @@ impl Cpu {
         };
         match self.stage2(found.ipa) {
             // Without the right to write, invalidation cleans as well (DC IVAC becomes DC CIVAC), which reading is enough for.
-            Some((_, perms)) if perms.readable() => Ok(found.ipa & PAGE_MASK),
+            Some((_, perms)) if perms.readable() && (perms.writable() || kind == Kind::Read || !self.strict_ivac()) => {
+                Ok(found.ipa & PAGE_MASK)
+            }
             Some(_) => Err(self.stage2_data_fault(va, found.ipa, fsc::PERMISSION | 3 | bits, true)),
             None => {
                 let ram = self.is_ram(found);
