@@ -12,6 +12,7 @@ use crate::error::{Result, SnapshotError};
 use crate::fs::read_exact_at;
 use crate::links;
 use crate::memory::PageReader;
+use crate::page_sums::{PageSums, Unreadable};
 use crate::pair::Pair;
 use crate::state_file::StateFile;
 use crate::verify::VerifyReport;
@@ -49,6 +50,7 @@ pub struct Chain {
     links: Vec<Pair>,
     ram_size: u64,
     checked: CheckedBlocks,
+    pages: PageSums,
 }
 
 impl Chain {
@@ -71,7 +73,7 @@ impl Chain {
         let mut links = vec![base];
         links.extend(diffs);
         links::check(&links, ram_size)?;
-        Ok(Self { links, ram_size, checked: CheckedBlocks::default() })
+        Ok(Self { links, ram_size, checked: CheckedBlocks::default(), pages: PageSums::new(ram_size) })
     }
 
     /// The links, base first.
@@ -126,14 +128,28 @@ impl Chain {
     /// The first read from a block (2 MiB unless the saver chose otherwise, see
     /// [`PairRequest::block_size`](crate::PairRequest::block_size)) reads and checks all of it. Later ones read and check only the 16
     /// KiB pages they need, so a lazy restore that fetches pages in any order reads every byte of the file about once ahead and
-    /// each page once more. For that up to 36 MiB of checksums are kept, enough for 64 GiB of RAM in blocks of 2 MiB. Blocks known to
+    /// each page once more. For that 8 bytes for each page of RAM that was read are kept, and up to 36 MiB for blocks of which less than a page, or more,
+    /// was read at a time. Blocks known to
     /// be zero ([`Self::is_known_zero`]) cost no read. Links of version 5.0 have no checksums and are read as they are. Several
     /// threads may read at once.
     ///
     /// # Errors
     /// [`SnapshotError::MemoryDamaged`], [`SnapshotError::MemoryIo`].
     pub fn read_checked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if self.read_page_checked(offset, buf) == Ok(true) {
+            return Ok(());
+        }
         self.read_with(offset, buf, |link, at, part| self.read_link_checked(link, at, part))
+    }
+
+    /// As [`Self::read_checked`] for one page: `offset` is a multiple of 16 KiB, and `buf` as long as the page (16 KiB, or what there is
+    /// up to the end of RAM). Allocates nothing and takes no lock. `false`: nothing was read, [`Self::read_checked`] is needed (the
+    /// page comes from several links, or its snapshot has smaller checksum blocks, or none).
+    ///
+    /// # Errors
+    /// [`Unreadable`]; what is wrong, [`Self::read_checked`] tells.
+    pub fn read_page_checked(&self, offset: u64, buf: &mut [u8]) -> std::result::Result<bool, Unreadable> {
+        self.pages.read(&self.links, self.ram_size, offset, buf)
     }
 
     fn read_with(
@@ -174,7 +190,9 @@ impl Chain {
             if sums.get(block).is_none() && !record.memory.is_diff() {
                 part.fill(0); // Zero when it was saved: nothing to read.
             } else {
-                self.checked.read((link, pair), &record.memory, at, part)?;
+                let range = sums.block_range(block, self.ram_size);
+                let known = || self.pages.known_block(&self.links, link, range);
+                self.checked.read((link, pair), &record.memory, at, part, known)?;
             }
             rest = tail;
             at = stop;

@@ -44,15 +44,18 @@ struct Known {
 
 impl CheckedBlocks {
     /// Fills `part` with the RAM at `offset`, which lies in one block and is all held by the memory file of `pair`, link number `link`.
+    /// `elsewhere` has the checksums of the block's slots, if somebody else has checked it.
     pub(crate) fn read(
         &self,
         (link, pair): (usize, &Pair),
         memory: &MemoryRecord,
         offset: u64,
         part: &mut [u8],
+        elsewhere: impl FnOnce() -> Option<Arc<[u64]>>,
     ) -> Result<()> {
         let block = offset / memory.sums.block_size();
         let known = lock(&self.known).slots.get(&(link, block)).cloned();
+        let known = known.or_else(elsewhere);
         let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
         let result = match known {
             Some(slots) => read_slots(pair, memory, &slots, offset, part, &mut buffer),

@@ -194,7 +194,7 @@ fn units<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = Vec<Range<u64>>> + 'a {
         let (page, _) = pages.runs_within(next * UNIT / size, u64::MAX).next()?;
         let unit = (page * size).max(next * UNIT) / UNIT;
         next = unit + 1;
-        Some(byte_ranges(pages, clip(unit)))
+        Some(byte_ranges(pages, clip(unit)).collect())
     })
 }
 

@@ -68,6 +68,7 @@ mod links;
 pub mod load;
 pub mod memory;
 pub mod merge;
+mod page_sums;
 pub mod pair;
 pub mod record;
 pub mod save;
@@ -98,6 +99,7 @@ pub use links::ChainStates;
 pub use load::{LoadedSnapshot, SnapshotDescription, describe, inferred_memory_path, load};
 pub use memory::{MemorySnapshotKind, MemoryWriter, PageReader, VecPageReader};
 pub use merge::{MergeReport, merge};
+pub use page_sums::Unreadable;
 pub use pair::{Contents, Pair, PairReport, PairRequest, PreparedPair, prepare_pair, recover, save_diff, save_pair};
 pub use record::{
     BlockSums, ClockMode, ClockRecord, DEFAULT_BLOCK_SIZE, HostRecord, MachineRecord, MemoryRecord, RECORD_DEVICE_KIND,

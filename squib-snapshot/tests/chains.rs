@@ -175,6 +175,10 @@ fn a_page_of_a_checked_block_is_read_alone_and_still_checked() {
     let mut page = vec![0; PAGE as usize];
     chain.read_checked(3 * PAGE, &mut page).unwrap();
 
+    let half = chain.read_page_checked(3 * PAGE, &mut page[..100]);
+    assert!(half == Ok(false) && chain.read_page_checked(3 * PAGE + 1, &mut page) == Ok(false), "a page, or nothing");
+    assert_eq!(chain.read_page_checked(200 * PAGE, &mut page), Ok(false));
+
     // From here on the file changes under the chain.
     let (_, memory) = bench.paths(0);
     let mut bad = ram.clone();
@@ -187,10 +191,13 @@ fn a_page_of_a_checked_block_is_read_alone_and_still_checked() {
         let range = 7 * PAGE..8 * PAGE;
         assert!(matches!(&e, SnapshotError::MemoryDamaged { start, end, .. } if (*start..*end) == range), "{e}");
     }
+    assert_eq!(chain.read_page_checked(7 * PAGE, &mut page), Err(Unreadable));
+    assert_eq!(chain.read_page_checked(6 * PAGE, &mut page), Ok(true));
     // The other block was never read; its first read checks all of it.
     let mut bad = ram.clone();
     bad[199 * PAGE as usize] ^= 1;
     fs::write(&memory, &bad).unwrap();
+    assert_eq!(chain.read_page_checked(130 * PAGE, &mut page), Err(Unreadable));
     let e = chain.read_checked(130 * PAGE, &mut page).unwrap_err();
     assert!(matches!(&e, SnapshotError::MemoryDamaged { start, .. } if *start == 2 << 20), "{e}");
     chain.read_checked(7 * PAGE, &mut page).unwrap();

@@ -141,21 +141,23 @@ impl MemoryRecord {
     /// Byte ranges within `range` that the file holds, in ascending order.
     #[must_use]
     pub fn ranges_within(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        match &self.pages {
-            None => vec![range],
-            Some(pages) => byte_ranges(pages, range),
-        }
+        self.held_within(range).collect()
+    }
+
+    /// As [`Self::ranges_within`], one after the other.
+    pub(crate) fn held_within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let all = self.pages.is_none().then(|| range.clone());
+        all.into_iter().chain(self.pages.iter().flat_map(move |pages| byte_ranges(pages, range.clone())))
     }
 }
 
 /// Byte ranges of `pages` within `range`.
-pub(crate) fn byte_ranges(pages: &PageSet, range: Range<u64>) -> Vec<Range<u64>> {
+pub(crate) fn byte_ranges(pages: &PageSet, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
     let size = pages.page_size();
     let (first, end) = (range.start / size, range.end.div_ceil(size));
-    pages
-        .runs_within(first, end)
-        .map(|(at, count)| (at * size).max(range.start)..(at.saturating_add(count)).saturating_mul(size).min(range.end))
-        .collect()
+    pages.runs_within(first, end).map(move |(at, count)| {
+        (at * size).max(range.start)..(at.saturating_add(count)).saturating_mul(size).min(range.end)
+    })
 }
 
 /// Checksums (CRC-64/NVME) of a memory file, one per block of [`BlockSums::block_size`] bytes.
