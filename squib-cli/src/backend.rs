@@ -52,7 +52,7 @@ fn arrived(stats: &PagerStats) -> u64 {
 }
 
 impl Server {
-    /// The machine stands still because of `error`. Waits until the server is back, and lets the guest go on.
+    /// The machine stands still because of `error`. Waits until the server is back; the machine still stands then.
     ///
     /// # Errors
     /// `error` itself if it is not about the server, or if the server is away for too long.
@@ -93,7 +93,6 @@ impl Server {
                 if news {
                     report.server_back(since.elapsed());
                 }
-                machine.resume()?;
                 return Ok(Back::Yes);
             }
             news = true;

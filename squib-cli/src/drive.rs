@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use squib_host::pager::{Monitor, StreamObserver, WorkingSetFile};
 use squib_host::{Machine, RunOutcome, SaveTarget, StopReason, Watch, WatchId};
 
 use crate::backend::{Back, Server};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::options::{EndArgs, Then};
-use crate::pager::StreamBar;
+use crate::progress::StreamBar;
 use crate::report::{End, Report};
+use crate::streaming::Streaming;
 use crate::tracking::{ChainPlan, GrowingChain};
 
 const SNAPSHOT: WatchId = WatchId(0);
@@ -35,6 +37,16 @@ pub struct SnapshotPlan {
     pub then: Then,
 }
 
+/// What became of a snapshot.
+#[derive(Debug)]
+enum Taken {
+    Yes,
+    /// It failed; the guest can go on.
+    No,
+    /// The run ended while it waited for its memory.
+    Ended(RunOutcome),
+}
+
 /// What a run is to do.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -47,20 +59,25 @@ pub struct Plan {
     report: Report,
     pager_stats: bool,
     server: Option<Server>,
+    streaming: Streaming,
+    working_set: Option<WorkingSetFile>,
     chain: Option<ChainPlan>,
 }
 
 impl Plan {
     /// `snapshot` is taken on the way, if there is one.
     pub fn new(snapshot: Option<SnapshotPlan>, end: EndArgs) -> Self {
+        let report = Report::new(end.json);
         Plan {
             snapshot,
             snapshot_failed: None,
             exit_on: end.exit_on,
             timeout: end.timeout,
-            report: Report::new(end.json),
+            streaming: Streaming::new(report.clone()),
+            report,
             pager_stats: false,
             server: None,
+            working_set: None,
             chain: None,
         }
     }
@@ -78,6 +95,21 @@ impl Plan {
     /// Waits for this page server when it is away.
     pub fn with_server(self, server: Option<Server>) -> Self {
         Plan { server, ..self }
+    }
+
+    /// Writes the working set to this file at the end.
+    pub fn recording(self, working_set: Option<WorkingSetFile>) -> Self {
+        Plan { working_set, ..self }
+    }
+
+    /// Is to be told what streaming meets.
+    pub fn observer(&self) -> StreamObserver {
+        self.streaming.observer()
+    }
+
+    /// Says what happens.
+    pub fn report(&self) -> &Report {
+        &self.report
     }
 
     /// The texts to wait for.
@@ -110,7 +142,7 @@ impl Plan {
             self.report.end(*end, machine.instructions().ok());
         }
         drop(machine);
-        if let (true, Some(monitor)) = (self.pager_stats, monitor) {
+        if let (true, Some(monitor)) = (self.pager_stats, &monitor) {
             self.report.pager(&monitor.stats());
         }
         let failed = match &self.snapshot_failed {
@@ -119,6 +151,8 @@ impl Plan {
             }
             None => chain,
         };
+        let monitor = monitor.filter(|_| result.is_ok());
+        let failed = failed.and_then(|()| self.record(monitor.as_ref())).and_then(|()| self.streaming.verdict());
         match (result, failed) {
             (Ok((_, Exit::Done)), Ok(())) => self.snapshot.map_or(Ok(Exit::Done), |plan| Err(plan.missed())),
             (Ok((_, Exit::Done)), Err(failed)) => Err(failed),
@@ -158,20 +192,30 @@ impl Plan {
                 (Err(error), None) => return Err(error.into()),
                 (Err(error), Some(server)) => {
                     match server.wait(error, machine, deadline.map(|(_, at)| at), &self.report)? {
-                        Back::Yes => continue,
+                        Back::Yes => {
+                            machine.resume()?;
+                            continue;
+                        }
                         Back::Ended(outcome) => outcome,
                         Back::TimedOut => RunOutcome::TimedOut,
                     }
                 }
             };
-            return Ok(match outcome {
-                RunOutcome::Stopped(StopReason::Watch(SNAPSHOT) | StopReason::InstructionLimit) => {
-                    if let Some(plan) = self.snapshot.take()
-                        && (!self.snapshot(machine, &plan) || plan.then == Then::Continue)
-                    {
+            let due =
+                matches!(outcome, RunOutcome::Stopped(StopReason::Watch(SNAPSHOT) | StopReason::InstructionLimit));
+            let outcome = match self.snapshot.take_if(|_| due) {
+                None => outcome,
+                Some(plan) => match self.snapshot(machine, &plan, deadline.map(|(_, at)| at))? {
+                    Taken::Yes if plan.then == Then::Exit => outcome,
+                    Taken::Yes | Taken::No => {
                         machine.resume()?;
                         continue;
                     }
+                    Taken::Ended(instead) => instead,
+                },
+            };
+            return Ok(match outcome {
+                RunOutcome::Stopped(StopReason::Watch(SNAPSHOT) | StopReason::InstructionLimit) => {
                     (End::Snapshot, Exit::Done)
                 }
                 RunOutcome::Stopped(StopReason::Watch(_)) => (End::ExitText, Exit::Done),
@@ -188,16 +232,41 @@ impl Plan {
         }
     }
 
-    /// Takes the snapshot. One that fails does not end the guest: whether it was taken.
-    fn snapshot(&mut self, machine: &mut Machine, plan: &SnapshotPlan) -> bool {
-        match machine.snapshot(&plan.target) {
-            Ok(report) => self.report.snapshot(&report, &plan.target),
-            Err(error) => {
-                self.report.snapshot_failed(&plan.target, "the guest runs on", &error);
-                self.snapshot_failed = Some(error.to_string());
+    /// Takes the snapshot. One that fails does not end the guest; a page server that is away meanwhile is waited for, since absent
+    /// memory comes from there.
+    fn snapshot(&mut self, machine: &mut Machine, plan: &SnapshotPlan, deadline: Option<Instant>) -> Result<Taken> {
+        let mut server = self.server.clone();
+        loop {
+            match (machine.snapshot(&plan.target), &mut server) {
+                (Ok(report), _) => {
+                    self.report.snapshot(&report, &plan.target);
+                    return Ok(Taken::Yes);
+                }
+                (Err(error @ squib_host::Error::PageUnavailable { .. }), Some(server)) => {
+                    let reason = error.to_string();
+                    let instead = match server.wait(error, machine, deadline, &self.report)? {
+                        Back::Yes => continue,
+                        Back::Ended(outcome) => outcome,
+                        Back::TimedOut => RunOutcome::TimedOut,
+                    };
+                    self.snapshot_failed = Some(reason);
+                    return Ok(Taken::Ended(instead));
+                }
+                (Err(error), _) => {
+                    self.report.snapshot_failed(&plan.target, "the guest runs on", &error);
+                    self.snapshot_failed = Some(error.to_string());
+                    return Ok(Taken::No);
+                }
             }
         }
-        self.snapshot_failed.is_none()
+    }
+
+    /// Writes the working set, if it is to be recorded.
+    fn record(&self, monitor: Option<&Monitor>) -> Result<()> {
+        if let (Some(file), Some(monitor)) = (&self.working_set, monitor) {
+            self.report.working_set_recorded(file.path(), file.record(monitor)?);
+        }
+        Ok(())
     }
 }
 

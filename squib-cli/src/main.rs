@@ -22,6 +22,7 @@ mod recover;
 mod report;
 mod restore;
 mod run;
+mod streaming;
 mod tracking;
 mod verify;
 

@@ -1,19 +1,12 @@
-//! What a pager did, for people and for machines; and how far its streaming is, on a terminal.
+//! What a pager did, for people and for machines.
 
-use std::io::{self, IsTerminal};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
-
-use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
+use indicatif::BinaryBytes;
 use serde_json::{Value, json};
-use squib_host::pager::{Latency, Monitor, PagerStats};
+use squib_host::pager::{Latency, PagerStats};
 
 use crate::report::micros;
 
 const PAGE: u64 = 16 << 10;
-const TICK: Duration = Duration::from_millis(100);
 
 /// The counters as one JSON object: the event `pager`.
 pub fn event(stats: &PagerStats) -> Value {
@@ -28,7 +21,7 @@ pub fn event(stats: &PagerStats) -> Value {
     json!({
         "event": "pager",
         "page_bytes": PAGE,
-        "pages": {"total": stats.pages_total, "missing": stats.pages_missing},
+        "pages": {"total": stats.pages_total, "missing": stats.pages_missing, "lost": stats.pages_lost},
         "faults": {
             "guest_data": stats.faults_guest_data,
             "guest_fetch": stats.faults_guest_fetch,
@@ -58,7 +51,15 @@ pub fn table(stats: &PagerStats) -> String {
     };
     let bytes = |pages: u64| BinaryBytes(pages * PAGE);
     let rows = [
-        ("RAM", format!("{}, {} of it still absent", bytes(stats.pages_total), bytes(stats.pages_missing))),
+        (
+            "RAM",
+            format!(
+                "{}, {} of it still absent, {} pages lost",
+                bytes(stats.pages_total),
+                bytes(stats.pages_missing),
+                stats.pages_lost
+            ),
+        ),
         (
             "faults",
             format!(
@@ -86,49 +87,6 @@ pub fn table(stats: &PagerStats) -> String {
         ("host faults", latency(&stats.host_latency)),
     ];
     rows.map(|(label, text)| format!("  {label:<16}{text}\n")).concat()
-}
-
-/// A bar of what has arrived, until everything has or this is dropped. Only where standard error is a terminal and the guest's console
-/// is not on it too.
-#[derive(Debug)]
-pub struct StreamBar {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl StreamBar {
-    /// Draws, if there is where.
-    pub fn start(monitor: Monitor) -> Option<StreamBar> {
-        if !io::stderr().is_terminal() || io::stdout().is_terminal() {
-            return None;
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let style = ProgressStyle::with_template("streaming {wide_bar} {binary_bytes} of {binary_total_bytes}");
-            let bar = ProgressBar::new(monitor.stats().pages_total * PAGE);
-            if let Ok(style) = style {
-                bar.set_style(style);
-            }
-            while !ended.load(Ordering::Relaxed) && monitor.stats().pages_missing > 0 {
-                bar.set_position(monitor.stats().pages_here() * PAGE);
-                std::thread::park_timeout(TICK);
-            }
-            bar.finish_and_clear();
-        });
-        Some(StreamBar { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for StreamBar {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // One that panicked has said so already; it only draws.
-            let _ = thread.join();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! guest's console on standard output.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanDuration};
@@ -11,6 +12,7 @@ use squib_host::{CrashReport, SaveTarget, SnapshotReport};
 
 use crate::error::Error;
 use crate::pager;
+use crate::progress;
 
 /// Standard output as the guest's console: every write is out when it returns, so that prompts and single keys show.
 #[derive(Debug)]
@@ -171,10 +173,10 @@ impl Report {
     pub fn server_away(&self, error: &squib_host::Error, timeout: Duration) {
         match self {
             Report::Json => self.json(|| json!({"event": "server-away", "reason": error.to_string()})),
-            _ => eprintln!(
-                "squib: {error}; the guest stands still and goes on when the server is back, within {}",
+            _ => line(&format!(
+                "{error}; the guest stands still and goes on when the server is back, within {}",
                 HumanDuration(timeout)
-            ),
+            )),
         }
     }
 
@@ -182,8 +184,52 @@ impl Report {
     pub fn server_back(&self, after: Duration) {
         match self {
             Report::Json => self.json(|| json!({"event": "server-back", "after_us": micros(after)})),
-            _ => eprintln!("squib: the page server is back after {}", millis(after)),
+            _ => line(&format!("the page server is back after {}", millis(after))),
         }
+    }
+
+    /// Streaming met memory that is lost. The guest runs on. Said wherever standard error goes.
+    pub fn memory_lost(&self, start: u64, len: u64, reason: &str) {
+        match self {
+            Report::Json => {
+                self.json(|| json!({"event": "memory-lost", "start": start, "bytes": len, "reason": reason}))
+            }
+            _ => line(&format!(
+                "guest memory {start:#x}..{:#x} is lost: {reason}; the guest runs on until it needs it (`squib verify` \
+                 tells what else is damaged)",
+                start + len
+            )),
+        }
+    }
+
+    /// The source of streamed memory gives nothing. The guest runs on. Said wherever standard error goes.
+    pub fn stream_away(&self, reason: &str) {
+        match self {
+            Report::Json => self.json(|| json!({"event": "stream-away", "reason": reason})),
+            _ => line(&format!("streaming waits: {reason}; the guest runs on until it needs what is still absent")),
+        }
+    }
+
+    /// The source of streamed memory gives again.
+    pub fn stream_back(&self) {
+        match self {
+            Report::Json => self.json(|| json!({"event": "stream-back"})),
+            _ => line("streaming goes on"),
+        }
+    }
+
+    /// A working set that is there cannot be used; the restore goes on without it. Said wherever standard error goes.
+    pub fn working_set_ignored(&self, error: &squib_host::Error) {
+        match self {
+            Report::Json => self.json(|| json!({"event": "working-set-ignored", "reason": error.to_string()})),
+            _ => line(&format!("{error}; it is ignored (record it again with --working-set record)")),
+        }
+    }
+
+    /// A working set is on disk.
+    pub fn working_set_recorded(&self, path: &Path, pages: u64) {
+        self.json(|| json!({"event": "working-set", "path": path.to_string_lossy(), "pages": pages}));
+        self.say(|| format!("working set of {pages} pages recorded in {}", path.display()));
     }
 
     /// What the pager did, where it was asked for.
@@ -196,7 +242,7 @@ impl Report {
 
     fn say(&self, text: impl FnOnce() -> String) {
         if let Report::Terminal = self {
-            eprintln!("squib: {}", text());
+            line(&text());
         }
     }
 
@@ -205,6 +251,11 @@ impl Report {
             eprintln!("{}", value());
         }
     }
+}
+
+/// A line of ours, above whatever progress is drawn.
+fn line(text: &str) {
+    progress::aside(|| eprintln!("squib: {text}"));
 }
 
 /// Whole microseconds, for JSON.

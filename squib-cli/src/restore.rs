@@ -1,9 +1,11 @@
 //! `squib restore`: brings a snapshot back, in this new process.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use squib_host::pager::WorkingSetFile;
 use squib_host::{ChainDir, Machine, PagerConfig, RestoreBackend, RestoreConfig, SaveTarget};
 
 use crate::backend;
@@ -19,6 +21,7 @@ Examples:
   squib restore --state vm.state --memory-file vm.mem
   squib restore --state vm.state --memory-file vm.mem --backend copy --timeout 60
   squib restore --state vm.state --backend uffd --backend-path pages.sock
+  squib restore --state vm.state --memory-file vm.mem --backend file --working-set record --exit-on ready
   squib restore --state vm.state --memory-file vm.mem --snapshot-on done --state-out vm2.state --memory-out vm2.mem
   squib restore --state vm.state --memory-file vm.mem --diff vm1.state --diff vm2.state
   squib restore --chain vm --at 3
@@ -39,6 +42,60 @@ enum Backend {
     File,
     /// Fetch each page from a page server (--backend-path) when it is first needed, and compare it with its checksum
     Uffd,
+}
+
+/// What to do with the snapshot's working set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum WorkingSetUse {
+    /// Bring its pages first, if the file is there
+    #[default]
+    Use,
+    /// Write down, at the end of the run, which pages were needed; brings nothing but these (as --no-stream --fault-around 1)
+    Record,
+    /// Leave it alone
+    Ignore,
+}
+
+/// How a pager works.
+#[derive(clap::Args, Debug)]
+struct LazyArgs {
+    /// Bring in only what is needed, nothing in the background (--backend file, uffd)
+    #[arg(long)]
+    no_stream: bool,
+    /// The pages that an earlier run needed, in its order (--backend file, uffd): bring them first if they were recorded, record
+    /// them, or neither
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    working_set: WorkingSetUse,
+    /// Where the working set is [default: beside the state file, STATE.working-set]
+    #[arg(long, value_name = "FILE")]
+    working_set_file: Option<PathBuf>,
+    /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file, uffd)
+    #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around)]
+    fault_around: u32,
+}
+
+impl LazyArgs {
+    /// How the pager of `config`'s machine works, if it is to be `lazy`; and the working set to record.
+    fn pager(self, config: &RestoreConfig, lazy: bool, plan: &Plan) -> Result<(PagerConfig, Option<WorkingSetFile>)> {
+        let record = self.working_set == WorkingSetUse::Record;
+        if !lazy && (record || self.working_set_file.is_some()) {
+            let text = "--working-set is about memory that arrives on demand: it goes with --backend file or uffd";
+            return Err(Error::Usage(text.into()));
+        }
+        let stream = !self.no_stream && !record;
+        let file = match self.working_set {
+            WorkingSetUse::Record => Some(WorkingSetFile::new(config, self.working_set_file)?),
+            WorkingSetUse::Use if lazy && stream => Some(WorkingSetFile::new(config, self.working_set_file)?),
+            _ => None,
+        };
+        let first = match &file {
+            Some(file) if stream => recorded(file, plan),
+            _ => Vec::new(),
+        };
+        let fault_around = if record { 1 } else { self.fault_around };
+        let pager = PagerConfig { stream, fault_around, first, observer: Some(plan.observer()) };
+        Ok((pager, file.filter(|_| record)))
+    }
 }
 
 /// Bring a snapshot back and go on from there.
@@ -69,12 +126,8 @@ pub struct Args {
     /// How long the page server may be away: the guest stands still and goes on when it is back (--backend uffd)
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "60")]
     backend_timeout: Duration,
-    /// Bring in only what is needed, nothing in the background (--backend file, uffd)
-    #[arg(long)]
-    no_stream: bool,
-    /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file, uffd)
-    #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around)]
-    fault_around: u32,
+    #[command(flatten)]
+    lazy: LazyArgs,
     /// Say at the end what the pager did, on standard error (--backend file, uffd)
     #[arg(long)]
     stats: bool,
@@ -108,6 +161,7 @@ pub fn main(args: Args) -> Result<Exit> {
     let plan = Plan::new(args.snapshot.plan(files, ("--state-out", "--memory-out"), args.clock)?, args.end)
         .with_pager_stats(args.stats)
         .with_chain(args.track.plan(args.chain_out.or_else(|| args.chain.clone()))?);
+    let lazy = matches!(args.backend, Backend::File | Backend::Uffd);
     let mut config = match (args.chain, args.state) {
         (Some(dir), _) => ChainDir::open(dir)?.restore_config(args.at)?,
         (None, Some(state)) => RestoreConfig::new(state, args.memory_file.unwrap_or_default()),
@@ -132,11 +186,24 @@ pub fn main(args: Args) -> Result<Exit> {
     };
     let plan = plan.with_server(server);
     config.backend = backend;
-    config.pager = PagerConfig { stream: !args.no_stream, fault_around: args.fault_around, ..PagerConfig::default() };
+    let (pager, working_set) = args.lazy.pager(&config, lazy, &plan)?;
+    config.pager = pager;
+    let plan = plan.recording(working_set);
     config.disks = args.disks.into_iter().map(Some).collect();
     config.clock = args.clock.into();
     (config.track_dirty_pages, config.dirty_granule) = args.track.tracking();
     config.console = args.clock.console(&plan);
     let machine = Machine::restore(config)?;
     plan.drive(machine, started)
+}
+
+/// What the working set says is to be brought first. One that cannot be used is told, and the restore goes on without it.
+fn recorded(file: &WorkingSetFile, plan: &Plan) -> Vec<Range<u64>> {
+    match file.load() {
+        Ok(ranges) => ranges.unwrap_or_default(),
+        Err(error) => {
+            plan.report().working_set_ignored(&error);
+            Vec::new()
+        }
+    }
 }

@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use squib_snapshot::{
-    Contents, GranuleSteps, MachineRecord, MicrovmState, PairReport, PairRequest, PreparedPair, SnapshotId,
-    SnapshotKind, prepare_pair,
+    Contents, GranuleSteps, MachineRecord, MicrovmState, PairReport, PairRequest, PreparedPair, SnapshotError,
+    SnapshotId, SnapshotKind, prepare_pair,
 };
 
 use crate::config::{SaveTarget, SnapshotReport};
@@ -170,10 +170,19 @@ pub fn begin(machine: &mut Machine, kind: SnapshotKind, target: &SaveTarget) -> 
         }
         _ => {
             let contents = contents(parent, taken.as_ref());
-            (Work::Prepared(prepare_pair(&request(target, &state, &record, &**ram, (start, size), contents))?), buffer)
+            let prepared = prepare_pair(&request(target, &state, &record, &**ram, (start, size), contents));
+            (Work::Prepared(prepared.map_err(unwrap_ours)?), buffer)
         }
     };
     Ok(Begun { stopped_at, capture, ram: (start, size), parent, target: target.clone(), taken, work, spare })
+}
+
+/// An error of ours that came through the writer, as itself: absent memory that cannot be had, say.
+fn unwrap_ours(error: SnapshotError) -> Error {
+    match error {
+        SnapshotError::MemoryIo(e) => e.downcast().unwrap_or_else(|e| SnapshotError::MemoryIo(e).into()),
+        other => other.into(),
+    }
 }
 
 fn contents(parent: Option<SnapshotId>, taken: Option<&Taken>) -> Contents<'_> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use squib_snapshot::{GranuleSteps, SnapshotId};
 
 use crate::crash::CrashReport;
-use crate::pager::PageSource;
+use crate::pager::{PageSource, StreamObserver};
 
 /// What drives the guest's counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,14 +173,16 @@ pub struct PagerConfig {
     /// Pages of 16 KiB that one fault may put within reach, the needed one included, where the others cost no I/O: an aligned
     /// window, at least 1.
     pub fault_around: u32,
-    /// What streaming brings first, as ranges of bytes of RAM: the pages that an earlier run needed, say. What the
-    /// vCPUs were working with comes before that by itself.
+    /// What streaming brings first, as ranges of bytes of RAM: the pages that an earlier run needed
+    /// ([`WorkingSetFile`](crate::pager::WorkingSetFile)), say. What the vCPUs were working with comes before that by itself.
     pub first: Vec<Range<u64>>,
+    /// Is told what streaming meets while the guest runs on: memory that is damaged, a source that is away.
+    pub observer: Option<StreamObserver>,
 }
 
 impl Default for PagerConfig {
     fn default() -> Self {
-        PagerConfig { stream: true, fault_around: 8, first: Vec::new() }
+        PagerConfig { stream: true, fault_around: 8, first: Vec::new(), observer: None }
     }
 }
 

@@ -15,7 +15,7 @@ use squib_snapshot::{
 use crate::boot::fdt::Place;
 use crate::build::{self, Disk, Parts, Ram};
 use crate::clock;
-use crate::config::{RestoreBackend, RestoreConfig};
+use crate::config::{PagerConfig, RestoreBackend, RestoreConfig};
 use crate::devices::virtio::block::DiskRecord;
 use crate::devices::virtio::saved;
 use crate::error::{Error, HvContext, Result};
@@ -68,7 +68,8 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
     }
     let fdt = Place::recorded(&record);
     if config.pager.stream {
-        lazy::stream(&mut parts, Plan::new(&state, fdt, std::mem::take(&mut config.pager.first)))?;
+        let PagerConfig { first, observer, .. } = std::mem::take(&mut config.pager);
+        lazy::stream(&mut parts, observer, Plan::new(&state, fdt, first))?;
     }
 
     let info = state.vm_info;

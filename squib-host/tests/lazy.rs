@@ -149,7 +149,7 @@ fn every_kind_of_access_meets_absent_memory() {
     for fault_around in [1, 4] {
         let pager = PagerConfig { stream: false, fault_around, ..Default::default() };
         let lazy = finish(&base, &RestoreBackend::File, pager);
-        assert_eq!(lazy.0, copied.0);
+        assert_eq!((&lazy.0, lazy.1), (&copied.0, copied.1));
         assert!(lazy.2 == copied.2, "RAM differs");
     }
 }

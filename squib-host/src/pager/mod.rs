@@ -16,6 +16,7 @@ mod file;
 mod mach;
 mod monitor;
 mod net;
+mod observe;
 mod prefetch;
 mod probe;
 mod read;
@@ -28,15 +29,19 @@ mod stats;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod touches;
 mod wait;
+mod working_set;
 
 pub use file::FileSource;
 pub use mach::{FaultHandler, MachPager, Registration, Verdict};
 pub use monitor::Monitor;
+pub use observe::{StreamEvent, StreamObserver};
 pub use probe::{BareFloor, LazyMemory, Toucher};
 pub use remote::{Images, Log, PageServer, RemoteConfig, RemoteSource, Stop};
 pub use source::{Origin, PageSource, SourceError};
 pub use stats::{Latency, PagerStats};
+pub use working_set::WorkingSetFile;
 
 pub(crate) use net::spread;
 pub(crate) use prefetch::Prefetcher;

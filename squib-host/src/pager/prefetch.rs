@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::observe::{StreamEvent, StreamObserver};
 use super::resolver::Pager;
 use super::source::{Origin, SourceError};
 use super::state::{ABSENT, FILLED, PageStates};
@@ -36,13 +37,14 @@ pub struct Prefetcher {
 impl Prefetcher {
     /// Starts bringing in what `plan` names (ranges of bytes of RAM), then everything else. `plan` runs on the prefetcher's thread
     /// and can look into RAM as it makes up its mind: it is given a function that brings and reads the eight bytes at
-    /// an offset.
+    /// an offset. `observer` is told what streaming meets.
     pub fn start(
         pager: Arc<Pager>,
+        observer: Option<StreamObserver>,
         plan: impl FnOnce(&mut dyn FnMut(u64) -> Option<u64>) -> Vec<Range<u64>> + Send + 'static,
     ) -> Result<Prefetcher> {
         let stop = Arc::new(AtomicBool::new(false));
-        let run = Run { pager, stop: Arc::clone(&stop), buf: Vec::new() };
+        let run = Run { pager, observer, stop: Arc::clone(&stop), buf: Vec::new() };
         let spawned = std::thread::Builder::new().name("prefetch".into()).spawn(move || run.main(plan));
         let thread = spawned.map_err(|source| Error::System { action: "start the prefetcher".into(), source })?;
         Ok(Prefetcher { stop, thread: Some(thread) })
@@ -62,6 +64,7 @@ impl Drop for Prefetcher {
 
 struct Run {
     pager: Arc<Pager>,
+    observer: Option<StreamObserver>,
     stop: Arc<AtomicBool>,
     buf: Vec<u8>,
 }
@@ -88,6 +91,13 @@ impl Run {
         Some(u64::from_le_bytes(word))
     }
 
+    fn tell(&self, event: StreamEvent) {
+        tracing::warn!(?event, "streaming");
+        if let Some(observer) = &self.observer {
+            observer.tell(event);
+        }
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.pager.is_done()
     }
@@ -102,9 +112,17 @@ impl Run {
             }
             let end = (at + 1).next_multiple_of(CHUNK).min(pages.end);
             match self.bring_chunk(at..end) {
-                Ok(()) => (at, away) = (end, AWAY_FIRST),
+                Ok(()) => {
+                    if away > AWAY_FIRST {
+                        self.tell(StreamEvent::Back);
+                    }
+                    (at, away) = (end, AWAY_FIRST);
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "streaming waits for the source of absent memory");
+                    if away == AWAY_FIRST {
+                        let wrong = matches!(error, SourceError::Wrong(_));
+                        self.tell(StreamEvent::Away { wrong, reason: error.to_string() });
+                    }
                     std::thread::park_timeout(away);
                     away = (away * 2).min(AWAY_MAX);
                 }
@@ -155,11 +173,12 @@ impl Run {
                 result
             }
             SourceError::Damaged(_) => {
-                let lost = self.pager.give_up(pages.start, error);
-                tracing::warn!(%lost, "memory that the guest has not asked for yet is lost");
+                if let Error::PageLost { start, len, reason } = self.pager.give_up(pages.start, error) {
+                    self.tell(StreamEvent::Lost { start, len, reason });
+                }
                 Ok(())
             }
-            SourceError::Unavailable(_) => {
+            SourceError::Unavailable(_) | SourceError::Wrong(_) => {
                 pages.for_each(|page| self.pager.states().release(page, ABSENT));
                 Err(error)
             }

@@ -6,6 +6,7 @@ use std::io;
 use super::resolver::Pager;
 use super::source::SourceError;
 use super::state::{ABSENT, FILLING, POISONED};
+use crate::error::Error;
 use crate::memory::GRANULE;
 
 impl Pager {
@@ -56,8 +57,16 @@ impl Pager {
     /// Sources are read in whole pages.
     fn read_source(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let Some(source) = self.source() else { return Err(io::Error::other("the source of absent pages is closed")) };
-        let failed = |e: SourceError| io::Error::other(format!("guest memory that was never touched: {e}"));
         let start = offset - offset % GRANULE;
+        let len = buf.len() as u64;
+        // The error itself goes along: whoever saves can tell a source that is away from one that is damaged.
+        let failed = |e: SourceError| {
+            let (start, reason) = (self.ram().base() + offset, e.to_string());
+            io::Error::other(match e {
+                SourceError::Damaged(_) => Error::PageLost { start, len, reason },
+                _ => Error::PageUnavailable { start, len, reason },
+            })
+        };
         let end = (offset + buf.len() as u64).next_multiple_of(GRANULE).min(self.ram().size());
         if start == offset && end == offset + buf.len() as u64 {
             return source.read(offset, buf).map(drop).map_err(failed);

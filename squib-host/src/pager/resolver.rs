@@ -20,6 +20,7 @@ use super::monitor::Monitor;
 use super::source::{Origin, PageSource, SourceError};
 use super::state::{ABSENT, Claim, FILLED, POISONED, PageStates};
 use super::stats::{Cause, Counters};
+use super::touches::Touches;
 use crate::error::{Error, Result};
 use crate::hv::stage2::MappedRam;
 use crate::memory::{GRANULE, GuestRam};
@@ -37,6 +38,7 @@ pub struct Pager {
     /// Gone once nothing is missing.
     source: RwLock<Option<Arc<dyn PageSource>>>,
     counters: Arc<Counters>,
+    touches: Arc<Touches>,
     /// Pages that one fault may open, if they cost nothing.
     fault_around: u64,
     /// Faults that are being answered: the prefetcher stands back.
@@ -90,6 +92,7 @@ impl Pager {
             states: Arc::clone(states),
             source: RwLock::new(Some(source)),
             counters: Arc::new(Counters::new()),
+            touches: Arc::new(Touches::new(states.count())),
             fault_around: u64::from(fault_around.max(1)),
             demand: AtomicU32::new(0),
             damage: Mutex::new(None),
@@ -110,7 +113,7 @@ impl Pager {
 
     /// A view that outlives the pager.
     pub fn monitor(&self) -> Monitor {
-        Monitor::new(Arc::clone(&self.counters), Arc::clone(&self.states))
+        Monitor::new(Arc::clone(&self.counters), Arc::clone(&self.states), Arc::clone(&self.touches))
     }
 
     /// What was done so far.
@@ -248,6 +251,7 @@ impl Pager {
             result => result.map(|()| end - start - 1)?,
         };
         self.counters.demanded(claim == Claim::Open);
+        self.touches.note(page);
         self.counters.around(around);
         Ok(())
     }
@@ -346,7 +350,7 @@ impl Pager {
     pub(super) fn give_up(&self, page: u64, error: SourceError) -> Error {
         let start = self.ram().base() + page * GRANULE;
         match error {
-            SourceError::Unavailable(reason) => {
+            SourceError::Unavailable(reason) | SourceError::Wrong(reason) => {
                 self.states.release(page, ABSENT);
                 Error::PageUnavailable { start, len: GRANULE, reason }
             }
@@ -355,6 +359,7 @@ impl Pager {
                 damage.get_or_insert_with(|| reason.clone());
                 drop(damage);
                 self.states.release(page, POISONED);
+                self.counters.lost();
                 Error::PageLost { start, len: GRANULE, reason }
             }
         }

@@ -21,6 +21,10 @@ pub enum SourceError {
     /// For now: the server is away. The page may be asked for again once the machine is resumed.
     #[error("{0}")]
     Unavailable(String),
+    /// For now: the server answers, with bytes that are not the snapshot's. Another one may be at its place when the page is asked
+    /// for again.
+    #[error("{0}")]
+    Wrong(String),
     /// For good: the bytes are wrong, or the source says it does not have them.
     #[error("{0}")]
     Damaged(String),

@@ -69,6 +69,7 @@ pub struct Counters {
     prefetched: AtomicU64,
     hits: AtomicU64,
     untouched: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Counters {
@@ -88,6 +89,7 @@ impl Counters {
             prefetched: zero(),
             hits: zero(),
             untouched: zero(),
+            lost: zero(),
         }
     }
 
@@ -136,6 +138,11 @@ impl Counters {
         self.untouched.fetch_add(pages, Ordering::Relaxed);
     }
 
+    /// A page cannot be had at all.
+    pub fn lost(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// As they stand; `total` and `missing` are pages.
     pub fn stats(&self, total: u64, missing: u64) -> PagerStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -157,6 +164,7 @@ impl Counters {
             pages_prefetched: get(&self.prefetched),
             prefetch_hits: get(&self.hits),
             prefetch_untouched: get(&self.untouched),
+            pages_lost: get(&self.lost),
             guest_latency: self.guest.summary(),
             host_latency: self.host.summary(),
         }
@@ -211,6 +219,8 @@ pub struct PagerStats {
     pub prefetch_hits: u64,
     /// Of these, pages that nobody had needed when streaming was over.
     pub prefetch_untouched: u64,
+    /// Pages that cannot be had at all: their bytes are damaged.
+    pub pages_lost: u64,
     /// Latency of guest faults.
     pub guest_latency: Latency,
     /// Latency of faults of our own threads.

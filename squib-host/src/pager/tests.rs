@@ -8,7 +8,7 @@ use squib_snapshot::PageReader;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::testing::{BASE, LazyRam, TestSource};
-use super::{Brought, Cause, Prefetcher};
+use super::{Brought, Cause, Prefetcher, StreamEvent, StreamObserver};
 use crate::error::Error;
 use crate::memory::{GRANULE, GuestMemory};
 
@@ -35,7 +35,7 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) {
 /// Eight threads, half of them a guest's and half of them our own, on the same random pages.
 fn storm(fault_around: u32, stream: bool) {
     let lazy = LazyRam::new(TestSource::pattern(PAGES), fault_around);
-    let prefetcher = stream.then(|| Prefetcher::start(Arc::clone(&lazy.pager), |_| Vec::new()).unwrap());
+    let prefetcher = stream.then(|| Prefetcher::start(Arc::clone(&lazy.pager), None, |_| Vec::new()).unwrap());
     let wrong = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for thread in 0..8u64 {
@@ -111,6 +111,7 @@ fn only_what_is_touched_is_brought() {
     assert_eq!(page_of(&memory, 20), written, "the rest of a page that is written is there too");
     assert_eq!(lazy.ram.dirty().unwrap().drain(), [20], "arriving is no writing");
     assert!((lazy.pager.stats().fetched_over_demanded() - 1.0).abs() < 1e-9);
+    assert_eq!(lazy.pager.monitor().touched(), [9, 10, 20], "in the order of the first touches");
 }
 
 /// What a snapshot reads: all of RAM, and nothing arrives by it.
@@ -183,12 +184,15 @@ fn streaming_ends_with_an_ordinary_ram() {
     lazy.source.away.store(true, Ordering::Relaxed);
     lazy.source.damaged.lock().unwrap().insert(300);
     let first = 400 * GRANULE..410 * GRANULE;
-    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), move |look| {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let observer = StreamObserver::new(move |event| tell.lock().unwrap().push(event));
+    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), Some(observer), move |look| {
         assert_eq!(look(PAGES * GRANULE - 7), None);
         vec![first]
     });
     let prefetcher = prefetcher.unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    wait("it tells that the source is away", || !told.lock().unwrap().is_empty());
     assert_eq!(lazy.source.reads(), (1, 1), "it waits for a source that is away");
     lazy.source.away.store(false, Ordering::Relaxed);
     wait("all but the damaged page arrives", || lazy.pager.stats().pages_missing == 1);
@@ -197,13 +201,23 @@ fn streaming_ends_with_an_ordinary_ram() {
         assert_eq!(page_of(&memory, page), expected(&lazy.source, page), "page {page}");
     }
     let stats = lazy.pager.stats();
-    assert_eq!(stats.pages_prefetched, PAGES - 2, "{stats:?}");
+    assert_eq!((stats.pages_prefetched, stats.pages_lost), (PAGES - 2, 1), "{stats:?}");
+    let [
+        StreamEvent::Away { wrong: false, reason },
+        StreamEvent::Back,
+        StreamEvent::Lost { start, len, reason: damage },
+    ] = &told.lock().unwrap()[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert!(reason.contains("is away") && damage.contains("page 300 is damaged"), "{told:?}");
+    assert_eq!((*start, *len), (BASE + 300 * GRANULE, GRANULE));
     assert!(memory.read_obj::<u8>(GuestAddress(BASE + 300 * GRANULE)).is_err());
     drop(memory);
     drop(lazy);
 
     let lazy = LazyRam::new(TestSource::pattern(64), 1);
-    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), |_| Vec::new()).unwrap();
+    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), None, |_| Vec::new()).unwrap();
     wait("all arrives", || lazy.pager.is_done());
     drop(prefetcher);
     assert_eq!(Arc::strong_count(&lazy.source), 1, "the source is let go");

@@ -11,7 +11,7 @@ use crate::build::Parts;
 use crate::devices::virtio::saved;
 use crate::error::Result;
 use crate::layout::RAM_BASE;
-use crate::pager::Prefetcher;
+use crate::pager::{Prefetcher, StreamObserver};
 
 /// Bytes of an exception vector table.
 const VECTORS: u64 = 0x800;
@@ -46,9 +46,9 @@ impl Plan {
 }
 
 /// Starts bringing in what is absent; nothing if nothing is.
-pub fn stream(parts: &mut Parts, plan: Plan) -> Result<()> {
+pub fn stream(parts: &mut Parts, observer: Option<StreamObserver>, plan: Plan) -> Result<()> {
     let Some(pager) = parts.shared.faults.pager().filter(|pager| !pager.is_done()) else { return Ok(()) };
-    parts.prefetcher = Some(Prefetcher::start(Arc::clone(pager), |read| plan.ranges(read))?);
+    parts.prefetcher = Some(Prefetcher::start(Arc::clone(pager), observer, |read| plan.ranges(read))?);
     Ok(())
 }
 
@@ -172,7 +172,7 @@ mod tests {
         let working_set = WORKING_SET.map(|page| page * GRANULE..(page + 1) * GRANULE).to_vec();
         let plan = Plan::new(&state, fdt, working_set);
         let lazy = LazyRam::new(ram(), 1);
-        let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), |read| plan.ranges(read)).unwrap();
+        let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), None, |read| plan.ranges(read)).unwrap();
         let begun = Instant::now();
         while !lazy.pager.is_done() {
             assert!(begun.elapsed() < Duration::from_secs(60), "all arrives");

@@ -35,6 +35,13 @@ pub enum Exit {
     VtimerActivated,
 }
 
+impl Exit {
+    /// Whether an access or a fetch was refused by stage 2 (EC 0x24, 0x20).
+    fn is_fault(self) -> bool {
+        matches!(self, Exit::Exception { esr, .. } if matches!(esr >> 26 & 0x3f, 0x20 | 0x24))
+    }
+}
+
 /// Instructions between two looks at the clock.
 const SLICE: i64 = 20_000;
 
@@ -92,11 +99,15 @@ impl Vcpu {
     /// Executes guest code until the host has something to do.
     pub fn run(&mut self) -> Exit {
         let cpu = &mut *self.cpu;
-        // The host returns into the guest by ERET, which clears the monitor.
-        cpu.exclusive.armed = false;
+        // The host returns into the guest by ERET, which clears the monitor. Only under the deterministic clock it outlives a fault of
+        // stage 2: when a page arrives must not show in how many instructions the guest executes.
+        if !(cpu.machine.clock.is_deterministic() && cpu.exit.is_fault()) {
+            cpu.exclusive.armed = false;
+        }
         cpu.shared.set_running(true);
         cpu.shared.set_away(false);
         let exit = cpu.run_loop();
+        cpu.exit = exit;
         cpu.publish();
         cpu.shared.set_away(matches!(exit, Exit::Exception { .. }));
         cpu.shared.set_running(false);

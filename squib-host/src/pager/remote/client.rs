@@ -28,7 +28,8 @@ pub struct RemoteConfig {
     pub path: PathBuf,
     /// For connecting, and for each answer; then the connection is given up and the request asked again on a new one.
     pub answer_timeout: Duration,
-    /// For one read, over all connections; then it fails with [`SourceError::Unavailable`].
+    /// For one read, over all connections; then it fails with [`SourceError::Unavailable`], or with [`SourceError::Wrong`] if the
+    /// server gave wrong bytes last.
     pub patience: Duration,
     /// Whether every page is compared with the state's checksums. Without that a server's word is taken.
     pub verify: bool,
@@ -351,11 +352,15 @@ impl PageSource for RemoteSource {
             return Err(self.damaged(&format!("{} bytes at {offset:#x} are not inside RAM", buf.len())));
         }
         let mut deadline = Instant::now() + self.config.patience;
+        // `refused`: what the server last said or did instead of giving the bytes, and whether it gave others.
         let (mut at, mut origin, mut refused) = (0, Origin::Zero, None);
         while at < buf.len() {
             let connection = self.link.connection(deadline, true).map_err(|why| {
-                let why = refused.take().unwrap_or(why);
-                self.unavailable(&format!("{why}; tried for {:?}", self.config.patience))
+                let (wrong, why) = refused.take().unwrap_or((false, why));
+                match self.unavailable(&format!("{why}; tried for {:?}", self.config.patience)) {
+                    SourceError::Unavailable(why) if wrong => SourceError::Wrong(why),
+                    error => error,
+                }
             })?;
             // Up to a page's end, so that no page is fetched twice.
             let start = offset + at as u64;
@@ -369,9 +374,14 @@ impl PageSource for RemoteSource {
                     origin = if from == Origin::Zero { origin } else { from };
                 }
                 Err(Fault::Lost(_)) => {}
-                Err(Fault::Wrong(why)) => return Err(self.damaged(&why)),
+                Err(Fault::Wrong(why)) => {
+                    // Whoever comes next may be another server.
+                    connection.fail(why.clone());
+                    refused = Some((true, why));
+                    std::thread::sleep(PAUSE);
+                }
                 Err(Fault::Refused(code::IO, why)) => {
-                    refused = Some(why);
+                    refused = Some((false, why));
                     std::thread::sleep(PAUSE);
                 }
                 Err(Fault::Refused(_, why)) => return Err(self.damaged(&why)),
