@@ -151,8 +151,12 @@ impl Plan {
             }
             None => chain,
         };
-        let monitor = monitor.filter(|_| result.is_ok());
-        let failed = failed.and_then(|()| self.record(monitor.as_ref())).and_then(|()| self.streaming.verdict());
+        let failed = match (&result, &monitor) {
+            (Ok(_), Some(monitor)) => {
+                failed.and_then(|()| self.record(monitor)).and_then(|()| self.streaming.verdict())
+            }
+            _ => failed,
+        };
         match (result, failed) {
             (Ok((_, Exit::Done)), Ok(())) => self.snapshot.map_or(Ok(Exit::Done), |plan| Err(plan.missed())),
             (Ok((_, Exit::Done)), Err(failed)) => Err(failed),
@@ -262,8 +266,8 @@ impl Plan {
     }
 
     /// Writes the working set, if it is to be recorded.
-    fn record(&self, monitor: Option<&Monitor>) -> Result<()> {
-        if let (Some(file), Some(monitor)) = (&self.working_set, monitor) {
+    fn record(&self, monitor: &Monitor) -> Result<()> {
+        if let Some(file) = &self.working_set {
             self.report.working_set_recorded(file.path(), file.record(monitor)?);
         }
         Ok(())

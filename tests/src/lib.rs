@@ -6,6 +6,7 @@
 pub mod facts;
 mod machines;
 mod shadow;
+mod watched;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 pub use machines::{Output, Random, bare_image, guest, run_for, turn};
 pub use shadow::Shadow;
+pub use watched::Watched;
 
 /// No single run of the program takes longer, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(300);

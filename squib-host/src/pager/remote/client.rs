@@ -111,7 +111,7 @@ impl RemoteSource {
         let source = RemoteSource { link: Link::new(target), config, states, sums };
         // The thread that connects keeps to the time; this is for a connect that blocks.
         let deadline = Instant::now() + 3 * source.config.answer_timeout;
-        source.link.connection(deadline, false).map_err(|why| source.unavailable(&why))?;
+        source.link.connect(deadline).map_err(|why| source.unavailable(&why))?;
         Ok(source)
     }
 

@@ -57,6 +57,8 @@ struct Inner {
     state: State,
     /// What went wrong last.
     why: Option<String>,
+    /// A server has said that it serves what is wanted, whatever became of it since.
+    welcomed: bool,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Link {
     pub(super) fn new(target: Target) -> Arc<Link> {
         let state = State::Down { at: Instant::now(), pause: FIRST_PAUSE };
-        let inner = Mutex::new(Inner { state, why: None });
+        let inner = Mutex::new(Inner { state, why: None, welcomed: false });
         Arc::new(Link { target, inner, changed: Condvar::new(), received: AtomicU64::new(0) })
     }
 
@@ -116,6 +118,14 @@ impl Link {
         }
     }
 
+    /// Connects. One that is welcomed and lost again at once is as good as one that is lost later.
+    pub(super) fn connect(self: &Arc<Self>, deadline: Instant) -> Result<(), String> {
+        match self.connection(deadline, false) {
+            Err(why) if !lock(&self.inner).welcomed => Err(why),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives the connection up for good.
     pub(super) fn close(&self) {
         if let State::Up(connection) = std::mem::replace(&mut lock(&self.inner).state, State::Closed) {
@@ -141,6 +151,7 @@ impl Link {
                         return;
                     }
                     inner.state = State::Up(Arc::clone(&connection));
+                    inner.welcomed = true;
                 }
                 self.changed.notify_all();
                 let before = self.received.load(Ordering::Relaxed);
@@ -157,7 +168,8 @@ impl Link {
             // It connects and then does nothing right: not to be asked without a pause.
             _ => LONGEST_PAUSE,
         };
-        *inner = Inner { state: State::Down { at: Instant::now() + pause, pause }, why: Some(why) };
+        inner.state = State::Down { at: Instant::now() + pause, pause };
+        inner.why = Some(why);
         drop(inner);
         self.changed.notify_all();
     }
