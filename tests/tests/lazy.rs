@@ -167,7 +167,114 @@ fn damaged_memory_is_an_error_that_names_it() {
     }
 }
 
-/// Under the deterministic clock the guest's run is the same to the bit, however its memory arrives.
+/// A block of the memory file that is filled with `pattern` throughout.
+fn block_of(memory: &std::path::Path, pattern: &[u8]) -> u64 {
+    let file = fs::File::open(memory).expect("the memory file");
+    let mut block = vec![0; 2 << 20];
+    let length = file.metadata().expect("its length").len();
+    let found = (0..length).step_by(block.len()).find(|&at| {
+        file.read_exact_at(&mut block, at).expect("read");
+        block.chunks(pattern.len()).all(|part| part == pattern)
+    });
+    found.expect("a block of RAM that holds nothing but the guest's file")
+}
+
+/// A file in the guest's RAM that it never reads again is damaged. Streaming finds out while the guest waits for a line: that is told
+/// at once, the guest goes on, and the run ends with an error.
+#[test]
+fn damage_that_only_streaming_meets_is_told_while_the_guest_runs_on() {
+    let directory = directory();
+    let snapshot = Snapshot::new(&directory, "first");
+    let work = "yes ZZZZZZZ | head -c 25165824 > /blob; echo frozen; read line; echo got $line";
+    Squib::run("bookworm-cloud", work).snapshot_on("frozen", &snapshot).outcome().expect(0);
+    let block = block_of(&snapshot.memory, b"ZZZZZZZ\n");
+    let file = fs::File::options().write(true).open(&snapshot.memory).expect("the memory file");
+    file.write_all_at(b"Y", block + 1_000_000).expect("altered");
+    let start = format!("{:#x}..", 0x4000_0000 + block);
+
+    let mut restore = Squib::restore(&snapshot).option("--backend", "file").watched();
+    let message = restore.message("is lost");
+    for words in ["first.mem", &start, "checksum", "the guest runs on until it needs it", "squib verify"] {
+        assert!(message.contains(words), "'{words}': {message}");
+    }
+    restore.type_line("hello");
+    restore.console("got hello");
+    let error = restore.message("squib: error: ");
+    assert!(error.contains("pages of guest memory are lost") && error.contains("first.mem"), "{error}");
+    assert_eq!(restore.end().0, Some(1));
+
+    let mut restore = lazily(&snapshot).watched();
+    let event: Value = serde_json::from_str(&restore.message("memory-lost")).expect("JSON");
+    assert_eq!((&event["start"], &event["bytes"]), (&(0x4000_0000 + block).into(), &PAGE.into()));
+    restore.type_line("hello");
+    let pager: Value = serde_json::from_str(&restore.message("\"pager\"")).expect("JSON");
+    // A checksum covers 128 pages: streaming may not have come to the last of them.
+    assert!((1..=128).contains(&number(&pager["pages"]["lost"])), "{pager}");
+    assert_eq!(restore.end().0, Some(1));
+}
+
+/// What one run needed is recorded and brought first by the next. A file that is damaged, or of another snapshot, is told and left alone.
+#[test]
+fn a_working_set_is_recorded_and_used_and_never_fatal() {
+    let directory = directory();
+    let (snapshot, before) = frozen(&directory, 1);
+    let file = directory.path().join("first.state.working-set");
+    let recorded = lazily(&snapshot).option("--working-set", "record").outcome().expect(0);
+    counts_on(&before, &recorded);
+    let (pager, event) = (recorded.event("pager"), recorded.event("working-set"));
+    assert_eq!(number(&event["pages"]), number(&pager["demanded"]), "every page that was needed, and no other");
+    assert_eq!(number(&pager["prefetch"]["pages"]) + number(&pager["around"]), 0, "{pager}");
+
+    let state = squib_snapshot::StateFile::open(&snapshot.state).expect("the state");
+    let set = squib_snapshot::WorkingSet::open(&file, state.identity(), 256 << 20).expect("a working set");
+    assert_eq!(set.pages(), number(&event["pages"]));
+    let pc = set.ranges().next().expect("the first page");
+    assert_eq!(pc.end % PAGE, 0, "{pc:?}");
+
+    let restore = || lazily(&snapshot).outcome().expect(0);
+    let used = restore();
+    counts_on(&before, &used);
+    assert!(!used.stderr.contains("working-set"), "nothing is to be said of it: {used:?}");
+    let bytes = fs::read(&file).expect("the working set");
+    let mut damaged = bytes.clone();
+    damaged[60] ^= 1;
+    let mut foreign =
+        squib_snapshot::WorkingSet::new(squib_snapshot::SnapshotId([1; 16]), 256 << 20, PAGE as u32, [1, 2]);
+    foreign.save(&file).expect("saved");
+    foreign = squib_snapshot::WorkingSet::new(state.identity(), 512 << 20, PAGE as u32, [1, 2]);
+    let other_size = directory.path().join("other");
+    foreign.save(&other_size).expect("saved");
+    for (content, words) in [
+        (fs::read(&file).expect("read"), "belongs to snapshot 01010101"),
+        (fs::read(&other_size).expect("read"), "536870912 bytes of RAM"),
+        (damaged, "checksum is wrong"),
+        (bytes[..100].to_vec(), "bytes long"),
+        (b"not a working set".to_vec(), "SQUIBWSS"),
+        (Vec::new(), "too short"),
+    ] {
+        fs::write(&file, content).expect("written");
+        let after = restore();
+        counts_on(&before, &after);
+        let reason = after.event("working-set-ignored")["reason"].to_string();
+        assert!(reason.contains(words) && reason.contains("first.state.working-set"), "{reason}");
+    }
+    // A person is told in one line.
+    let told = Squib::restore(&snapshot).option("--backend", "file").outcome().expect(0).stderr;
+    assert!(told.lines().count() == 1 && told.contains("it is ignored (record it again"), "{told}");
+    // And it can be put elsewhere, or left alone.
+    let elsewhere = directory.path().join("elsewhere");
+    let record = lazily(&snapshot).option("--working-set", "record").option("--working-set-file", &elsewhere);
+    record.outcome().expect(0);
+    let after = lazily(&snapshot).option("--working-set-file", &elsewhere).outcome().expect(0);
+    assert!(!after.stderr.contains("ignored"), "{after:?}");
+    let after = lazily(&snapshot).option("--working-set", "ignore").outcome().expect(0);
+    assert!(!after.stderr.contains("ignored"), "{after:?}");
+    let refused = Squib::restore(&snapshot).option("--working-set", "record").outcome().expect(2);
+    assert!(refused.stderr.contains("--backend file or uffd"), "{refused:?}");
+}
+
+/// Under the deterministic clock the guest's run is the same to the bit, however its memory arrives: to an exact moment, with registers
+/// and RAM compared there, and on to its end.
 #[test]
 fn how_memory_arrives_changes_nothing() {
     let directory = directory();
@@ -180,6 +287,14 @@ fn how_memory_arrives_changes_nothing() {
         .option("--memory-file", &middle.memory)
         .outcome()
         .expect(0);
+    let socket = directory.path().join("pages.sock").display().to_string();
+    let mut server = std::process::Command::new(squib_tests::program());
+    server.arg("page-server").arg("--memory-file").arg(&middle.memory).arg("--state").arg(&middle.state);
+    let server =
+        Server(server.arg("--listen").arg(&socket).stderr(std::process::Stdio::null()).spawn().expect("a server"));
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     let rest = |options: &[&str]| {
         let end = Snapshot::new(&directory, "end");
         let mut restore = Squib::restore(&middle).option("--clock", "deterministic").arg("--json");
@@ -198,9 +313,24 @@ fn how_memory_arrives_changes_nothing() {
         (outcome.console, instructions, state, fs::read(&end.memory).expect("the memory"))
     };
     let copied = rest(&["--backend", "copy"]);
-    for options in [&["--backend", "file"][..], &["--backend", "file", "--no-stream", "--fault-around", "1"]] {
+    let on_demand = ["--no-stream", "--fault-around", "1"];
+    let (file, uffd) = (["--backend", "file"], ["--backend", "uffd", "--backend-path", &socket]);
+    for options in
+        [&["--backend", "map"][..], &file, &[&file[..], &on_demand].concat(), &uffd, &[&uffd[..], &on_demand].concat()]
+    {
         let lazy = rest(options);
         assert_eq!((&lazy.0, &lazy.1, &lazy.2), (&copied.0, &copied.1, &copied.2), "{options:?}");
         assert!(lazy.3 == copied.3, "RAM differs: {options:?}");
+    }
+    drop(server);
+}
+
+/// A page server, ended when dropped.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
