@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, SnapshotError, at};
+use crate::fs::{RealFs, check_replaceable};
 
 /// Suffix of temporary files.
 pub const TEMP_SUFFIX: &str = ".tmp";
@@ -148,6 +149,7 @@ impl AtomicWriter {
     pub fn commit(mut self) -> Result<()> {
         self.file.flush()?;
         self.file.sync_all().map_err(at("sync", &self.temp_path))?;
+        check_replaceable(&RealFs, &self.dest)?;
         fs::rename(&self.temp_path, &self.dest)
             .map_err(at("rename into place", &self.dest))
             .map_err(SnapshotError::AtomicCommitFailed)?;
@@ -325,6 +327,14 @@ mod tests {
         let e = AtomicWriter::open(&dest).unwrap().commit().unwrap_err();
         assert!(matches!(e, SnapshotError::AtomicCommitFailed(_)), "{e}");
         assert_eq!(names(dir.path()), ["is-a-directory"]);
+        let socket = dir.path().join("a-socket");
+        #[cfg(unix)]
+        {
+            let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            let e = AtomicWriter::open(&socket).unwrap().commit().unwrap_err();
+            assert!(e.to_string().contains("a device, a pipe or a socket"), "{e}");
+            assert_eq!(names(dir.path()), ["a-socket", "is-a-directory"]);
+        }
         let missing = dir.path().join("no/such/dir.snap");
         assert!(
             matches!(AtomicWriter::open(&missing), Err(SnapshotError::Io(e)) if e.kind() == io::ErrorKind::NotFound)

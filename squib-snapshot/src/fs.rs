@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use crate::atomic::{exclusive, is_still_at, sync_dir};
-use crate::error::at;
+use crate::error::{Result, SnapshotError, at};
 
 /// An open file, read and written at given offsets from several threads.
 pub(crate) trait FsFile: Send + Sync {
@@ -44,7 +44,9 @@ pub(crate) trait FsFile: Send + Sync {
 pub(crate) enum Kind {
     File,
     Directory,
-    Other,
+    Link,
+    /// A device, a pipe, a socket.
+    Special,
 }
 
 /// A held lock; released by [`Fs::unlock`] or, without removing the lock file, by dropping it.
@@ -96,7 +98,8 @@ impl Fs for RealFs {
         match fs::symlink_metadata(path) {
             Ok(m) if m.is_file() => Ok(Some(Kind::File)),
             Ok(m) if m.is_dir() => Ok(Some(Kind::Directory)),
-            Ok(_) => Ok(Some(Kind::Other)),
+            Ok(m) if m.is_symlink() => Ok(Some(Kind::Link)),
+            Ok(_) => Ok(Some(Kind::Special)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(at("examine", path)(e)),
         }
@@ -242,6 +245,17 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
     regular(options.open(path).map_err(at("open", path))?).map_err(at("open", path))
+}
+
+/// Refuses a destination that a rename would not replace by right: a directory, or a device, pipe or socket, which are not ours to
+/// remove. Files and links are replaced.
+pub(crate) fn check_replaceable(fs: &dyn Fs, dest: &Path) -> Result<()> {
+    let (kind, text) = match fs.kind(dest)? {
+        Some(Kind::Directory) => (io::ErrorKind::IsADirectory, "destination is a directory"),
+        Some(Kind::Special) => (io::ErrorKind::InvalidInput, "destination is a device, a pipe or a socket"),
+        Some(Kind::File | Kind::Link) | None => return Ok(()),
+    };
+    Err(SnapshotError::AtomicCommitFailed(at("rename into place", dest)(io::Error::new(kind, text))))
 }
 
 fn regular(file: File) -> io::Result<File> {

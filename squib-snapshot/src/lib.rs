@@ -100,7 +100,10 @@ pub use load::{LoadedSnapshot, SnapshotDescription, describe, inferred_memory_pa
 pub use memory::{MemorySnapshotKind, MemoryWriter, PageReader, VecPageReader};
 pub use merge::{MergeReport, merge};
 pub use page_sums::Unreadable;
-pub use pair::{Contents, Pair, PairReport, PairRequest, PreparedPair, prepare_pair, recover, save_diff, save_pair};
+pub use pair::{
+    Contents, Pair, PairReport, PairRequest, PreparedPair, check_destination, prepare_pair, recover, save_diff,
+    save_pair,
+};
 pub use record::{
     BlockSums, ClockMode, ClockRecord, DEFAULT_BLOCK_SIZE, HostRecord, MachineRecord, MemoryRecord, RECORD_DEVICE_KIND,
     SNAPSHOT_VERSION_RECORD, SnapshotRecord, VcpuRecord,

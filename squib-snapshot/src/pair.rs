@@ -213,6 +213,27 @@ pub fn save_diff(request: &PairRequest<'_>, parent: SnapshotId, dirty: &DirtyBit
     Ok(report)
 }
 
+/// Whether a pair could be saved there now, told by making ready for it and undoing that: names the mistake before a machine runs that
+/// cannot be saved in the end. A destination that somebody else saves to at this moment is no mistake.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let p = |n: &str| dir.path().join(n);
+/// squib_snapshot::check_destination(&p("vm.state"), &p("vm.mem"))?;
+/// assert!(squib_snapshot::check_destination(&p("vm.state"), &p("no/such/directory/vm.mem")).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// Those with which [`save_pair`] would begin: [`SnapshotError::InvalidPath`], [`SnapshotError::Io`],
+/// [`SnapshotError::AtomicCommitFailed`].
+pub fn check_destination(state_path: &Path, memory_path: &Path) -> Result<()> {
+    match Transaction::begin(&RealFs, state_path, memory_path) {
+        Ok(_) | Err(SnapshotError::Busy { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Finishes every interrupted commit of a directory and removes what dead savers left in it. Loading a state does the same for
 /// its own pair.
 ///

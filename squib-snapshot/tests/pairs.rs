@@ -403,6 +403,30 @@ fn new_files_are_private_and_links_at_the_destination_are_replaced() {
     bench.open("vm").unwrap().verify().unwrap();
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    let bench = Bench::new();
+    let (state, memory) = bench.paths("vm");
+    for odd in [&state, &memory] {
+        let _listener = std::os::unix::net::UnixListener::bind(odd).unwrap();
+        for error in [
+            check_destination(&state, &memory).unwrap_err(),
+            bench.save("vm", &ram(MIB), MIB, Contents::Full).unwrap_err(),
+        ] {
+            assert_eq!(error.path(), Some(odd.as_path()));
+            assert!(error.to_string().contains("a device, a pipe or a socket"), "{error}");
+        }
+        assert_eq!(names(bench.dir.path()).len(), 1, "the socket, and nothing beside it");
+        fs::remove_file(odd).unwrap();
+    }
+    check_destination(&state, &memory).unwrap();
+    assert_eq!(names(bench.dir.path()), [""; 0], "trying leaves nothing behind");
+    fs::create_dir(&memory).unwrap();
+    let error = check_destination(&state, &memory).unwrap_err().to_string();
+    assert!(error.contains("is a directory"), "{error}");
+}
+
 #[test]
 fn a_save_over_the_files_a_pair_is_open_from_does_not_touch_the_open_ones() {
     let bench = Bench::new();

@@ -34,7 +34,7 @@ use journal::{JOURNAL_SUFFIX, Journal, is_pending_name};
 
 use crate::atomic::{parent_dir, random_name};
 use crate::error::{Result, SnapshotError, at};
-use crate::fs::{Fs, FsFile, Kind, Lock};
+use crate::fs::{Fs, FsFile, Kind, Lock, check_replaceable};
 
 /// How long a load waits for a saver that is between its commit point and the end of its renames.
 const WAIT_FOR_SAVER: Duration = Duration::from_secs(5);
@@ -67,12 +67,8 @@ impl<'f> Transaction<'f> {
         recover_locked(fs, state)?;
         sweep(fs, state);
         sweep(fs, memory);
-        for dest in [state, memory] {
-            if fs.kind(dest)? == Some(Kind::Directory) {
-                let e = io::Error::new(io::ErrorKind::IsADirectory, "destination is a directory");
-                return Err(SnapshotError::AtomicCommitFailed(at("rename into place", dest)(e)));
-            }
-        }
+        check_replaceable(fs, state)?;
+        check_replaceable(fs, memory)?;
         let (path, memory_file) = create_pending(fs, memory)?;
         Ok(Self {
             fs,
