@@ -28,7 +28,7 @@ use crate::hv::stage2::MappedRam;
 use crate::hv::teardown::Teardown;
 use crate::layout;
 use crate::memory::GuestRam;
-use crate::pager::{self, PageSource, Pager, Prefetcher};
+use crate::pager::{Net, PageSource, Pager, Prefetcher};
 use crate::standin;
 use crate::terminal::{self, RawTerminal, Typed};
 use crate::vcpu::control::{Cause, Control};
@@ -217,7 +217,7 @@ pub fn assemble(
         Some((source, fault_around)) => {
             let mapped = Arc::new(MappedRam::absent(ram));
             let pager = Pager::new(Arc::clone(&mapped), source, fault_around)?;
-            let net = Arc::new(pager::spread(&pager)?);
+            let net = Arc::new(Net::spread(&pager)?);
             mapped.ram().set_net(Arc::downgrade(&net));
             (mapped, Some(pager), Some(net))
         }

@@ -144,10 +144,17 @@ pub(crate) const CREATE_VM: &str = "create a virtual machine";
 pub(crate) trait HvContext<T> {
     /// `action` completes "the hypervisor refused to ...".
     fn hv(self, action: impl Into<String>) -> Result<T>;
+
+    /// As [`HvContext::hv`], with a text that is made only if it is needed.
+    fn hv_with(self, action: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T> HvContext<T> for Result<T, HypervisorError> {
     fn hv(self, action: impl Into<String>) -> Result<T> {
         self.map_err(|source| Error::Hypervisor { action: action.into(), source })
+    }
+
+    fn hv_with(self, action: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::Hypervisor { action: action(), source })
     }
 }

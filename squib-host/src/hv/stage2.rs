@@ -89,7 +89,7 @@ impl MappedRam {
                 permission.flags(),
             )
         };
-        check(code).hv(format!("map {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
+        check(code).hv_with(|| format!("map {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
     }
 
     /// Changes the permission of a range that is mapped. In force for every vCPU when this returns.
@@ -97,7 +97,7 @@ impl MappedRam {
         self.check_range(offset, len)?;
         // SAFETY: plain call; a range that is not mapped is an error of the framework.
         let code = unsafe { applevisor_sys::hv_vm_protect(self.ram.base() + offset, len as usize, permission.flags()) };
-        check(code).hv(format!("protect {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
+        check(code).hv_with(|| format!("protect {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
     }
 
     /// Takes a range away from the guest, at the end of the machine.

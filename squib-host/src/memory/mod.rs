@@ -39,7 +39,7 @@ pub use object::MemoryObject;
 pub use object::is_hole;
 
 use crate::error::{Error, Result};
-use crate::pager::{MachPager, PageStates, Pager, Registration};
+use crate::pager::{Net, PageStates, Pager, Registration};
 
 /// Granule of stage-2 mappings and of everything that follows from them.
 pub const GRANULE: u64 = 16 << 10;
@@ -64,7 +64,7 @@ struct Lazy {
     /// Set once, before anything touches the RAM. The pager holds the RAM.
     pager: OnceLock<Weak<Pager>>,
     /// Catches what the accessor was not asked for. Set once, if at all, before any thread registers.
-    net: OnceLock<Weak<MachPager>>,
+    net: OnceLock<Weak<Net>>,
     /// How often code of ours could not be given what it asked for.
     failures: AtomicU64,
     /// There are no mappings left to split the guest view.
@@ -153,7 +153,7 @@ impl GuestRam {
     }
 
     /// Makes the net under the accessor known, once.
-    pub fn set_net(&self, net: Weak<MachPager>) {
+    pub fn set_net(&self, net: Weak<Net>) {
         if let Some(lazy) = &self.lazy {
             // Set once, by the machine's builder.
             let _ = lazy.net.set(net);

@@ -2,7 +2,7 @@
 
 use squib_snapshot::{Chain, SnapshotError};
 
-use super::source::{Origin, PageSource, SourceError};
+use super::source::{Origin, PageSource, Quiet, SourceError};
 
 /// The RAM of a chain of snapshots, every byte compared with its checksum as it arrives.
 ///
@@ -43,6 +43,14 @@ impl PageSource for FileSource {
             }
             Err(SnapshotError::MemoryIo(e)) => Err(SourceError::Damaged(format!("the memory file is too short: {e}"))),
             Err(error) => Err(SourceError::Damaged(error.to_string())),
+        }
+    }
+
+    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Quiet {
+        match self.chain.read_page_checked(offset, buf) {
+            Ok(true) => Quiet::Done(Origin::File),
+            Ok(false) => Quiet::Unable,
+            Err(_) => Quiet::Failed,
         }
     }
 

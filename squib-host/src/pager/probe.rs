@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use applevisor::prelude::{GicDisabled, Reg, Vcpu, VirtualMachine, VirtualMachineInstance};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Cause, MachPager, PageSource, Pager, PagerStats, spread};
+use super::{Cause, Net, PageSource, Pager, PagerStats};
 use crate::error::{Error, HvContext, Result};
 use crate::hv::exit::Exit;
 use crate::hv::stage2::MappedRam;
@@ -28,7 +28,7 @@ const CPSR: u64 = 0x3c5;
 #[derive(Debug)]
 pub struct LazyMemory {
     // Dropped in this order: the memory map goes before the machine.
-    _net: Arc<MachPager>,
+    _net: Arc<Net>,
     pager: Arc<Pager>,
     ram: Arc<GuestRam>,
     vm: VirtualMachineInstance<GicDisabled>,
@@ -44,7 +44,7 @@ impl LazyMemory {
         let vm = VirtualMachine::new().hv("create a virtual machine")?;
         let ram = GuestRam::absent(RAM_BASE, source.size(), false)?;
         let pager = Pager::new(Arc::new(MappedRam::absent(Arc::clone(&ram))), source, 1)?;
-        let net = Arc::new(spread(&pager)?);
+        let net = Arc::new(Net::spread(&pager)?);
         ram.set_net(Arc::downgrade(&net));
         Ok(LazyMemory { _net: net, pager, ram, vm, _teardown: Teardown::new() })
     }

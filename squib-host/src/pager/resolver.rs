@@ -7,12 +7,12 @@
 //! entries on both sides of it are other regions until the kernel merges them. What a stage-2 mapping shares is the memory
 //! object, so later splits and merges of the host's entries do not matter to it.
 //!
-//! A thread that answers a fault takes no lock that a faulting thread can hold, allocates nothing of its own, and touches guest
-//! RAM through the fill view only.
+//! Whoever answers a fault touches guest RAM through the fill view only. What threads of the net may not do besides is in
+//! [`quiet`](super::quiet).
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -45,6 +45,8 @@ pub struct Pager {
     demand: AtomicU32,
     /// Why the first page was lost.
     damage: Mutex<Option<String>>,
+    /// The last page has come; somebody is to let the source go.
+    complete: AtomicBool,
     failed: OnceLock<Failed>,
     /// Held by who opens a whole block.
     block: Mutex<()>,
@@ -59,18 +61,34 @@ impl std::fmt::Debug for Pager {
 }
 
 /// Counts a fault as being answered, for as long as it lives.
-struct Demand<'a>(&'a AtomicU32);
+pub(super) struct Demand<'a>(&'a AtomicU32);
 
 impl<'a> Demand<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Demand(count)
+    pub(super) fn new(pager: &'a Pager) -> Self {
+        pager.demand.fetch_add(1, Ordering::Relaxed);
+        Demand(&pager.demand)
     }
 }
 
 impl Drop for Demand<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why pages could not be put within reach.
+pub(super) enum OpenError {
+    /// By `mprotect`.
+    Protect(io::Error),
+    Other(Error),
+}
+
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Error {
+        match error {
+            OpenError::Protect(source) => Error::System { action: "open pages of guest RAM".into(), source },
+            OpenError::Other(error) => error,
+        }
     }
 }
 
@@ -96,6 +114,7 @@ impl Pager {
             fault_around: u64::from(fault_around.max(1)),
             demand: AtomicU32::new(0),
             damage: Mutex::new(None),
+            complete: AtomicBool::new(false),
             failed: OnceLock::new(),
             block: Mutex::new(()),
             gate: Mutex::new(()),
@@ -166,18 +185,6 @@ impl Pager {
         self.bring(offset / GRANULE, cause, false)
     }
 
-    /// A touch of the guest view by code of ours that nobody had announced. An error is also told to the machine.
-    /// `false` if the page cannot be had.
-    pub fn exception(&self, offset: u64) -> bool {
-        match self.bring(offset / GRANULE, Cause::Exception, true) {
-            Ok(_) => true,
-            Err(error) => {
-                self.tell(error);
-                false
-            }
-        }
-    }
-
     fn tell(&self, error: Error) {
         if let Some(failed) = self.failed.get() {
             failed(error);
@@ -203,13 +210,13 @@ impl Pager {
         loop {
             match self.states.claim(page) {
                 claim @ (Claim::Fill | Claim::Open) => {
-                    let _demand = Demand::new(&self.demand);
+                    let _demand = Demand::new(self);
                     self.install(page, claim)?;
                     self.counters.fault(cause, begun.elapsed());
                     return Ok(Brought::Now);
                 }
                 Claim::Busy => {
-                    let _demand = Demand::new(&self.demand);
+                    let _demand = Demand::new(self);
                     self.states.wait(page);
                     waited = true;
                     if !insist {
@@ -233,20 +240,27 @@ impl Pager {
         Error::PageLost { start: self.ram().base() + page * GRANULE, len: GRANULE, reason }
     }
 
-    /// Takes a page that is ours the rest of the way, and its neighbours where they cost nothing.
+    /// Takes a page that is ours the rest of the way.
     fn install(&self, page: u64, claim: Claim) -> Result<()> {
         if claim == Claim::Fill
             && let Err(error) = self.fill(page)
         {
             return Err(self.give_up(page, error));
         }
+        let result = self.reach(page, claim);
+        self.settle();
+        Ok(result?)
+    }
+
+    /// Puts a page that is ours and filled within reach, and its neighbours where they cost nothing.
+    pub(super) fn reach(&self, page: u64, claim: Claim) -> Result<(), OpenError> {
         let window = page - page % self.fault_around;
         let window = window..(window + self.fault_around).min(self.states.count());
         let start = (window.start..page).rev().take_while(|&before| self.take_cheap(before)).last().unwrap_or(page);
         let end = (page + 1..window.end).take_while(|&after| self.take_cheap(after)).last().unwrap_or(page) + 1;
-        let around = match self.open(start..end) {
-            Err(Error::System { source, .. }) if source.raw_os_error() == Some(libc::ENOMEM) => {
-                self.open_block(page)?
+        let around = match self.open_pages(start..end) {
+            Err(OpenError::Protect(source)) if source.raw_os_error() == Some(libc::ENOMEM) => {
+                self.open_block(page).map_err(OpenError::Other)?
             }
             result => result.map(|()| end - start - 1)?,
         };
@@ -328,16 +342,25 @@ impl Pager {
 
     /// Brings the bytes of a page that is ours. RAM that nobody has filled is zero already.
     fn fill(&self, page: u64) -> Result<(), SourceError> {
+        self.fill_by(page, |source, offset, buf| source.read(offset, buf))
+    }
+
+    /// As [`Pager::fill`], with another way to read the source.
+    pub(super) fn fill_by<E: From<SourceError>>(
+        &self,
+        page: u64,
+        read: impl FnOnce(&dyn PageSource, u64, &mut [u8]) -> Result<Origin, E>,
+    ) -> Result<(), E> {
         let offset = page * GRANULE;
         let source = self.source().ok_or_else(|| SourceError::Damaged("the source is closed".into()))?;
         if source.known_zero(offset, GRANULE) == GRANULE {
             self.counters.filled(Origin::Zero, 1, 0);
             return Ok(());
         }
-        // On this thread's stack: a thread that answers a fault does not allocate.
+        // On this thread's stack: a thread of the net does not allocate.
         let mut bytes = [0; GRANULE as usize];
         let bytes = &mut bytes[..GRANULE.min(self.ram().size() - offset) as usize];
-        let origin = source.read(offset, bytes)?;
+        let origin = read(&*source, offset, bytes)?;
         if origin != Origin::Zero {
             let failed = |e: io::Error| SourceError::Damaged(format!("guest RAM cannot be filled: {e}"));
             self.ram().write_fill(offset, bytes).map_err(failed)?;
@@ -367,13 +390,19 @@ impl Pager {
 
     /// Puts pages that are ours, and filled, within reach of host and guest. On an error they are filled and out of reach.
     pub(super) fn open(&self, pages: Range<u64>) -> Result<()> {
+        let result = self.open_pages(pages);
+        self.settle();
+        Ok(result?)
+    }
+
+    fn open_pages(&self, pages: Range<u64>) -> Result<(), OpenError> {
         let offset = pages.start * GRANULE;
         let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
         if let Err(source) = self.ram().open(offset, len) {
             pages.for_each(|page| self.states.release(page, FILLED));
-            return Err(Error::System { action: "open pages of guest RAM".into(), source });
+            return Err(OpenError::Protect(source));
         }
-        self.publish(pages)
+        self.publish(pages).map_err(OpenError::Other)
     }
 
     /// Maps pages that are ours and open at stage 2, and makes them present.
@@ -381,21 +410,22 @@ impl Pager {
         let offset = pages.start * GRANULE;
         let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
         let result = self.mapped.map(offset, len, self.mapped.arrival());
-        let mut last = false;
         for page in pages {
             match result {
-                Ok(()) => last |= self.states.publish(page),
+                Ok(()) if self.states.publish(page) => self.complete.store(true, Ordering::Release),
+                Ok(()) => {}
                 Err(_) => self.states.release(page, FILLED),
             }
-        }
-        if last {
-            self.leave();
         }
         result
     }
 
-    /// Nothing is missing: the source, its files and connections are let go.
-    fn leave(&self) {
+    /// If the last page has just come, the source, its files and connections are let go. For every thread that brings pages
+    /// but those of the net, which leave it to their herald.
+    pub(super) fn settle(&self) {
+        if !self.complete.swap(false, Ordering::AcqRel) {
+            return;
+        }
         let source = self.source.write().unwrap_or_else(PoisonError::into_inner).take();
         tracing::debug!(pages = self.states.count(), "all of guest RAM is present");
         drop(source);

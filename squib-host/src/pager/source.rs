@@ -30,6 +30,17 @@ pub enum SourceError {
     Damaged(String),
 }
 
+/// What came of a read that may neither allocate nor wait for a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiet {
+    /// The bytes are in the buffer.
+    Done(Origin),
+    /// They cannot be had; [`PageSource::read`] tells why.
+    Failed,
+    /// This takes [`PageSource::read`].
+    Unable,
+}
+
 /// The content of RAM at the moment of a snapshot. Asked by many threads at once.
 pub trait PageSource: Send + Sync + fmt::Debug {
     /// Bytes of RAM.
@@ -39,7 +50,14 @@ pub trait PageSource: Send + Sync + fmt::Debug {
     /// the source can. Blocks, but never for ever. When it fails, the content of `buf` means nothing.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError>;
 
-    /// How far from `offset` on, at most `len` bytes, RAM is known to be zero without asking anyone.
+    /// As [`PageSource::read`], for one page, for a thread that answers another one's exception: that one may hold any lock, the
+    /// allocator's included, so this allocates nothing, waits for no lock, prints nothing, and does not explain itself.
+    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Quiet {
+        let _ = (offset, buf);
+        Quiet::Unable
+    }
+
+    /// How far from `offset` on, at most `len` bytes, RAM is known to be zero without asking anyone. Allocates nothing and takes no lock.
     fn known_zero(&self, offset: u64, len: u64) -> u64 {
         let _ = (offset, len);
         0

@@ -255,7 +255,7 @@ fn scarce_mappings_cost_blocks_and_nothing_else() {
 #[test]
 fn a_touch_that_nobody_announced_brings_its_page() {
     let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
-    let net = Arc::new(super::spread(&lazy.pager).unwrap());
+    let net = Arc::new(super::Net::spread(&lazy.pager).unwrap());
     lazy.ram.set_net(Arc::downgrade(&net));
     std::thread::scope(|scope| {
         for thread in 0..4u64 {

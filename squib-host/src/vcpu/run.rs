@@ -25,7 +25,7 @@ use crate::hv::exit::{DataAbort, Exit, SysRegAccess};
 use crate::hv::{gic_mmio, probe};
 use crate::layout;
 use crate::memory::{GuestMemory, GuestRam};
-use crate::pager::MachPager;
+use crate::pager::Net;
 
 /// EL1h, all interrupts masked: PSTATE at reset and after CPU_ON.
 const RESET_CPSR: u64 = 0x3c5;
@@ -54,7 +54,7 @@ pub struct Shared {
     /// Nothing may depend on host time.
     pub deterministic: bool,
     /// Catches touches of absent RAM that the accessor was not asked for. Dropped after the devices, whose threads use it.
-    pub _net: Option<Arc<MachPager>>,
+    pub _net: Option<Arc<Net>>,
 }
 
 impl Shared {

@@ -147,7 +147,8 @@ pub unsafe fn mach_msg(
     let received = match receive(kernel, option, rcv_size as usize, rcv_name, timeout) {
         Ok(received) => received,
         Err(Refused::Plainly(result)) => return result,
-        Err(Refused::TooLarge(received)) => {
+        Err(Refused::TooLarge(header, trailer)) => {
+            let received = Received { header, message: Bytes::Empty, trailer };
             // SAFETY: as below; a buffer too small for this, too, gets nothing.
             unsafe { write_back(msg, rcv_size as usize, &received) };
             return MACH_RCV_TOO_LARGE;
@@ -161,8 +162,12 @@ pub unsafe fn mach_msg(
 /// # Safety
 /// `msg` points to `room` writable bytes.
 unsafe fn write_back(msg: *mut mach_msg_header_t, room: usize, received: &Received) {
-    let (header, body) = (to_bytes(&received.header), &received.body);
-    if room < HEADER + body.len() + received.trailer.len() {
+    let (header, body) = (to_bytes(&received.header), &received.message.get()[HEADER..]);
+    let mut trailer = [0; TRAILER];
+    trailer[..4].copy_from_slice(&MACH_MSG_TRAILER_FORMAT_0.to_ne_bytes());
+    trailer[4..].copy_from_slice(&(TRAILER as u32).to_ne_bytes());
+    let trailer = if received.trailer { &trailer[..] } else { &[] };
+    if room < HEADER + body.len() + trailer.len() {
         return;
     }
     let to = msg.cast::<u8>();
@@ -170,7 +175,7 @@ unsafe fn write_back(msg: *mut mach_msg_header_t, room: usize, received: &Receiv
     unsafe {
         to.copy_from_nonoverlapping(header.as_ptr(), HEADER);
         to.add(HEADER).copy_from_nonoverlapping(body.as_ptr(), body.len());
-        to.add(HEADER + body.len()).copy_from_nonoverlapping(received.trailer.as_ptr(), received.trailer.len());
+        to.add(HEADER + body.len()).copy_from_nonoverlapping(trailer.as_ptr(), trailer.len());
     }
 }
 
@@ -266,17 +271,33 @@ fn send_to_port(
 /// What a receiver gets.
 struct Received {
     header: mach_msg_header_t,
-    body: Vec<u8>,
-    trailer: Vec<u8>,
+    message: Bytes,
+    trailer: bool,
+}
+
+/// A message, header included. An exception is copied, so that receiving it allocates nothing: the thread that waits may hold the
+/// lock of the allocator.
+#[allow(clippy::large_enum_variant)] // Boxed it would be allocated.
+enum Bytes {
+    Empty,
+    Fault([u8; fault::REQUEST]),
+    User(Vec<u8>),
+}
+
+impl Bytes {
+    fn get(&self) -> &[u8] {
+        match self {
+            Bytes::Empty => &[0; HEADER],
+            Bytes::Fault(bytes) => bytes,
+            Bytes::User(bytes) => bytes,
+        }
+    }
 }
 
 enum Refused {
     Plainly(mach_msg_return_t),
-    TooLarge(Received),
-}
-
-fn trailer() -> Vec<u8> {
-    [MACH_MSG_TRAILER_FORMAT_0.to_ne_bytes(), (TRAILER as u32).to_ne_bytes()].concat()
+    /// What the receiver gets instead: a header, and perhaps a trailer.
+    TooLarge(mach_msg_header_t, bool),
 }
 
 fn receive(
@@ -305,7 +326,7 @@ fn receive(
             let fits = size + TRAILER <= room;
             if !fits && option & MACH_RCV_LARGE != 0 {
                 let header = mach_msg_header_t { msgh_size: size as u32, msgh_local_port: name, ..Default::default() };
-                return Err(Refused::TooLarge(Received { header, body: Vec::new(), trailer: Vec::new() }));
+                return Err(Refused::TooLarge(header, false));
             }
             let message = rights.queue.pop_front();
             drop(rights);
@@ -313,7 +334,7 @@ fn receive(
             futex::wake(&port.departures, 1);
             match message {
                 Some(message) if fits => return Ok(hand_over(kernel, place, name, message)),
-                Some(message) => return Err(Refused::TooLarge(destroy_unreceived(kernel, name, message))),
+                Some(message) => return Err(Refused::TooLarge(destroy_unreceived(kernel, name, message), true)),
                 None => continue,
             }
         }
@@ -326,29 +347,29 @@ fn receive(
 }
 
 /// Without `MACH_RCV_LARGE`, a message that does not fit is destroyed, and the receiver gets an empty one.
-fn destroy_unreceived(kernel: &Kernel, name: mach_port_name_t, message: Message) -> Received {
+fn destroy_unreceived(kernel: &Kernel, name: mach_port_name_t, message: Message) -> mach_msg_header_t {
     match message {
         Message::Fault(index) => kernel.faults[index].lose_queued(),
         Message::User(message) => message.destroy(kernel),
     }
-    let header = mach_msg_header_t { msgh_size: HEADER as u32, msgh_local_port: name, ..Default::default() };
-    Received { header, body: Vec::new(), trailer: trailer() }
+    mach_msg_header_t { msgh_size: HEADER as u32, msgh_local_port: name, ..Default::default() }
 }
 
 /// Turns a message into what its receiver sees: remote is where the reply goes, local the port it came in on.
 fn hand_over(kernel: &Kernel, place: Place, name: mach_port_name_t, message: Message) -> Received {
-    let (bytes, reply, disposition) = match message {
+    let (message, reply, disposition) = match message {
         Message::Fault(index) => match kernel.faults[index].receive() {
             Some((request, use_of)) => {
-                (request.to_vec(), fault::reply_name(index, use_of), MACH_MSG_TYPE_MOVE_SEND_ONCE)
+                (Bytes::Fault(request), fault::reply_name(index, use_of), MACH_MSG_TYPE_MOVE_SEND_ONCE)
             }
-            None => (vec![0; HEADER], MACH_PORT_NULL, 0),
+            None => (Bytes::Empty, MACH_PORT_NULL, 0),
         },
         Message::User(message) => {
             let (reply, disposition) = name_reply(kernel, message.reply);
-            (message.bytes, reply, disposition)
+            (Bytes::User(message.bytes), reply, disposition)
         }
     };
+    let bytes = message.get();
     let word = |at: usize| bytes[at..at + 4].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
     let header = mach_msg_header_t {
         msgh_bits: word(0) & MACH_MSGH_BITS_COMPLEX | disposition | MACH_MSG_TYPE_MOVE_SEND << 8,
@@ -359,7 +380,7 @@ fn hand_over(kernel: &Kernel, place: Place, name: mach_port_name_t, message: Mes
         msgh_id: word(20) as i32,
     };
     debug_assert!(matches!(Name::parse(name), Some(Name::Port(named)) if named == place));
-    Received { header, body: bytes[HEADER..].to_vec(), trailer: trailer() }
+    Received { header, message, trailer: true }
 }
 
 fn name_reply(kernel: &Kernel, reply: Reply) -> (mach_port_t, mach_msg_type_name_t) {

@@ -99,7 +99,9 @@ impl Port {
     }
 
     /// Brings a free place into use, with a receive right.
-    fn open(&self, rights: &mut Rights) -> u16 {
+    fn open(&self, kernel: &Kernel, rights: &mut Rights) -> u16 {
+        // All the room it can need: receiving a fault must not allocate.
+        rights.queue.reserve(kernel.faults.len() + 2 * MACH_PORT_QLIMIT_DEFAULT as usize);
         rights.generation = rights.generation.wrapping_add(1);
         rights.receive = true;
         self.incoming.store(u64::from(rights.generation) << 32, Ordering::Release);
@@ -168,10 +170,11 @@ pub unsafe fn mach_port_allocate(
     if right != MACH_PORT_RIGHT_RECEIVE {
         return KERN_INVALID_VALUE;
     }
-    for (index, port) in Kernel::get().ports.iter().enumerate() {
+    let kernel = Kernel::get();
+    for (index, port) in kernel.ports.iter().enumerate() {
         let mut rights = port.lock();
         if !rights.receive && rights.send == 0 {
-            let generation = port.open(&mut rights);
+            let generation = port.open(kernel, &mut rights);
             // SAFETY: the caller's promise.
             unsafe { name.write(Name::Port(Place { index, generation }).number()) };
             return KERN_SUCCESS;

@@ -336,8 +336,14 @@ fn no_request_meets_absent_memory() {
         lazy.pager.on_failure(move |_| tell.store(true, Ordering::Relaxed));
         let lines = Lines::new();
         let ram = Arc::clone(&lazy.ram);
-        let block = Block::open(&path, false, "serial".into(), false).unwrap();
-        let device = VirtioMmio::new(Box::new(block), Arc::clone(&ram), lines.line(INTID), synchronous).unwrap();
+        // A process that another test is starting may hold the image for a moment more.
+        let mut block = None;
+        patiently("the image is free again", || {
+            block = Block::open(&path, false, "serial".into(), false).ok();
+            block.is_some()
+        });
+        let device =
+            VirtioMmio::new(Box::new(block.unwrap()), Arc::clone(&ram), lines.line(INTID), synchronous).unwrap();
         device.restore(&saved).unwrap();
         let driver = Driver { device, memory: ram.guest_memory().unwrap(), ram, lines, avail };
         driver.device.resume();
