@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use squib_host::pager::{PagerStats, RemoteConfig, RemoteSource};
 use squib_host::{Machine, RestoreBackend, RunOutcome, StopReason};
-use squib_snapshot::ChainStates;
+use squib_snapshot::{ChainStates, StateFile};
 
 use crate::error::{Error, Result, SnapshotContext};
+use crate::interrupt::Interrupts;
 use crate::report::Report;
 
 /// How long a page is asked for before the guest is stopped: a server that is only restarted is not noticed.
@@ -39,7 +40,9 @@ pub enum Back {
 
 /// Connects to the server at `path` for the snapshot with these states, base first.
 pub fn connect(path: PathBuf, state: &Path, diffs: &[PathBuf], timeout: Duration) -> Result<(RestoreBackend, Server)> {
-    let states = ChainStates::open(state, diffs).about(state)?;
+    let open = |path: &Path| StateFile::open(path).about(path);
+    let links = [Ok(open(state)?)].into_iter().chain(diffs.iter().map(|diff| open(diff)));
+    let states = ChainStates::from_states(links.collect::<Result<_>>()?).about(state)?;
     let config = RemoteConfig { patience: PATIENCE.min(timeout), ..RemoteConfig::new(path) };
     let source = Arc::new(RemoteSource::connect(config, states).map_err(|e| Error::Message(e.to_string()))?);
     let server = Server { source: Arc::downgrade(&source), timeout, away: None };
@@ -62,6 +65,7 @@ impl Server {
         machine: &mut Machine,
         deadline: Option<Instant>,
         report: &Report,
+        interrupts: &Interrupts,
     ) -> Result<Back> {
         if !matches!(error, squib_host::Error::PageUnavailable { .. }) {
             return Err(error.into());
@@ -97,8 +101,9 @@ impl Server {
             }
             news = true;
             match machine.wait(Some(Duration::ZERO)) {
-                // It stands still, and nobody has said anything: that is told as a request.
-                Ok(None | Some(RunOutcome::Stopped(StopReason::Requested))) => {}
+                // It stands still, and nobody has said anything: that is told as a request, too.
+                Ok(None | Some(RunOutcome::Stopped(StopReason::Requested))) if interrupts.signal().is_none() => {}
+                Ok(None) => return Ok(Back::Ended(RunOutcome::Stopped(StopReason::Requested))),
                 Ok(Some(outcome)) => return Ok(Back::Ended(outcome)),
                 // Another vCPU missed a page, too.
                 Err(squib_host::Error::PageUnavailable { .. }) => {}

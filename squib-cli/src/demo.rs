@@ -12,6 +12,7 @@ use crate::child::{self, Sign, Watched};
 use crate::error::{Error, IoContext, Result};
 use crate::exit::Exit;
 use crate::guest_cache::{self, Guest};
+use crate::options::mebibytes;
 use crate::progress::Spinner;
 use crate::report::{micros, millis};
 
@@ -22,6 +23,8 @@ pub const QUICK_BOOT: &str =
     "console=ttyAMA0 quiet cryptomgr.notests=1 nokaslr initcall_blacklist=trace_eval_init,jent_mod_init";
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The same for the processes of the guest, which end by it even if this one is killed.
+const PATIENCE_SECS: &str = "120";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -42,10 +45,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
     /// RAM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = mebibytes)]
     memory: u64,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: u32,
     /// How far the guest counts; the snapshot is taken halfway
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=100_000))]
@@ -144,7 +147,7 @@ pub fn main(args: Args) -> Result<Exit> {
     run.args(["--memory", &args.memory.to_string(), "--cpus", &args.cpus.to_string()]);
     run.args(["--cmdline", &format!("{QUICK_BOOT} run=\"count {}\"", args.count)]);
     run.args(["--snapshot-on", &format!("count {halfway}\r\n"), "--then", "exit"]);
-    run.arg("--state").arg(&state).arg("--memory-file").arg(&memory);
+    run.arg("--state").arg(&state).arg("--memory-file").arg(&memory).args(["--timeout", PATIENCE_SECS]);
     let first = story.follow(&mut run, &spinner, args.json)?;
     let booted = story.user_space.ok_or_else(|| {
         Error::Message("the guest never reached user space: is the initramfs one of guest-images/?".into())
@@ -158,6 +161,7 @@ pub fn main(args: Args) -> Result<Exit> {
     say(&spinner, "3. Restore it in a new process.".into());
     let mut restore = child::myself()?;
     restore.arg("restore").arg("--json").arg("--state").arg(&state).arg("--memory-file").arg(&memory);
+    restore.args(["--timeout", PATIENCE_SECS]);
     let second = story.follow(&mut restore, &spinner, args.json)?;
     let restored = story.running.ok_or_else(|| Error::Message("the restored guest never ran".into()))?;
     drop(spinner);

@@ -8,6 +8,7 @@ use squib_host::{Machine, RunOutcome, SaveTarget, StopReason, Watch, WatchId};
 use crate::backend::{Back, Server};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::interrupt::Interrupts;
 use crate::options::{EndArgs, Then};
 use crate::progress::StreamBar;
 use crate::report::{End, Report};
@@ -125,18 +126,19 @@ impl Plan {
     }
 
     /// Runs the machine to the end. `started` is when the command began: reports count from there.
-    pub fn drive(mut self, mut machine: Machine, started: Instant) -> Result<Exit> {
+    pub fn drive(mut self, mut machine: Machine, started: Instant, interrupts: Interrupts) -> Result<Exit> {
         if let Some(plan) = &self.snapshot {
-            plan.check()?;
+            machine.check_target(&plan.target)?;
             if let Moment::Instructions(count) = plan.moment {
                 machine.stop_after_instructions(count)?;
             }
         }
+        interrupts.stops(machine.stopper());
         let mut chain = self.chain.as_ref().map(|plan| GrowingChain::start(plan, &machine)).transpose()?;
         machine.resume()?;
         self.report.running(started.elapsed());
         let monitor = machine.pager();
-        let result = self.watch(&mut machine, &mut chain, started);
+        let result = self.watch(&mut machine, &mut chain, started, &interrupts);
         let chain = chain.map_or(Ok(()), |chain| chain.end(&self.report));
         if let Ok((end, _)) = &result {
             self.report.end(*end, machine.instructions().ok());
@@ -175,6 +177,7 @@ impl Plan {
         machine: &mut Machine,
         chain: &mut Option<GrowingChain>,
         started: Instant,
+        interrupts: &Interrupts,
     ) -> Result<(End, Exit)> {
         let deadline = self.timeout.map(|timeout| (timeout, started + timeout));
         let _bar = machine.pager().and_then(StreamBar::start);
@@ -195,7 +198,7 @@ impl Plan {
                 }
                 (Err(error), None) => return Err(error.into()),
                 (Err(error), Some(server)) => {
-                    match server.wait(error, machine, deadline.map(|(_, at)| at), &self.report)? {
+                    match server.wait(error, machine, deadline.map(|(_, at)| at), &self.report, interrupts)? {
                         Back::Yes => {
                             machine.resume()?;
                             continue;
@@ -209,7 +212,7 @@ impl Plan {
                 matches!(outcome, RunOutcome::Stopped(StopReason::Watch(SNAPSHOT) | StopReason::InstructionLimit));
             let outcome = match self.snapshot.take_if(|_| due) {
                 None => outcome,
-                Some(plan) => match self.snapshot(machine, &plan, deadline.map(|(_, at)| at))? {
+                Some(plan) => match self.snapshot(machine, &plan, deadline.map(|(_, at)| at), interrupts)? {
                     Taken::Yes if plan.then == Then::Exit => outcome,
                     Taken::Yes | Taken::No => {
                         machine.resume()?;
@@ -224,7 +227,10 @@ impl Plan {
                 }
                 RunOutcome::Stopped(StopReason::Watch(_)) => (End::ExitText, Exit::Done),
                 RunOutcome::Stopped(StopReason::EscapeKey) => (End::EscapeKey, Exit::Done),
-                RunOutcome::Stopped(StopReason::Requested) => (End::Stopped, Exit::Done),
+                RunOutcome::Stopped(StopReason::Requested) => match interrupts.signal() {
+                    Some(signal) => (End::Signal(signal), Exit::Signal(signal)),
+                    None => (End::Stopped, Exit::Done),
+                },
                 RunOutcome::PowerOff => (End::PowerOff, Exit::Done),
                 RunOutcome::Reset => (End::Reset, Exit::Done),
                 RunOutcome::GuestCrash(crash) => {
@@ -238,7 +244,13 @@ impl Plan {
 
     /// Takes the snapshot. One that fails does not end the guest; a page server that is away meanwhile is waited for, since absent
     /// memory comes from there.
-    fn snapshot(&mut self, machine: &mut Machine, plan: &SnapshotPlan, deadline: Option<Instant>) -> Result<Taken> {
+    fn snapshot(
+        &mut self,
+        machine: &mut Machine,
+        plan: &SnapshotPlan,
+        deadline: Option<Instant>,
+        interrupts: &Interrupts,
+    ) -> Result<Taken> {
         let mut server = self.server.clone();
         loop {
             match (machine.snapshot(&plan.target), &mut server) {
@@ -248,7 +260,7 @@ impl Plan {
                 }
                 (Err(error @ squib_host::Error::PageUnavailable { .. }), Some(server)) => {
                     let reason = error.to_string();
-                    let instead = match server.wait(error, machine, deadline, &self.report)? {
+                    let instead = match server.wait(error, machine, deadline, &self.report, interrupts)? {
                         Back::Yes => continue,
                         Back::Ended(outcome) => outcome,
                         Back::TimedOut => RunOutcome::TimedOut,
@@ -282,17 +294,5 @@ impl SnapshotPlan {
                 format!("no snapshot was taken: the run ended before the guest had executed {count} instructions")
             }
         })
-    }
-
-    /// Refuses what cannot work before the guest runs: files in a directory that is none.
-    fn check(&self) -> Result<()> {
-        for file in [&self.target.state, &self.target.memory] {
-            let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
-            if let Some(dir) = dir.filter(|dir| !dir.is_dir()) {
-                let (file, dir) = (file.display(), dir.display());
-                return Err(Error::Message(format!("no snapshot can be written to {file}: {dir} is no directory")));
-            }
-        }
-        Ok(())
     }
 }

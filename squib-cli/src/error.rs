@@ -1,23 +1,13 @@
 //! The one error type of the program. Each prints as one plain line.
 
-use std::path::{Path, PathBuf};
-
-use squib_snapshot::SnapshotError;
+use std::path::Path;
 
 /// Why a command could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The machine.
+    /// The machine, or a snapshot file.
     #[error(transparent)]
     Host(#[from] squib_host::Error),
-    /// A snapshot file.
-    #[error("{}{source}{}", about(path, source), hint(source))]
-    Snapshot {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: SnapshotError,
-    },
     /// A file or a process.
     #[error("cannot {action}: {source}")]
     Io {
@@ -34,21 +24,6 @@ pub enum Error {
     Message(String),
 }
 
-/// The file's name in front of a text that does not name it already.
-fn about(path: &Path, source: &SnapshotError) -> String {
-    if source.path().is_some() { String::new() } else { format!("{}: ", path.display()) }
-}
-
-/// What a bare error of a state file may mean to someone who mixed up two names.
-fn hint(source: &SnapshotError) -> &'static str {
-    match source {
-        SnapshotError::CrcMismatch | SnapshotError::TooShort | SnapshotError::MagicMismatch { .. } => {
-            "; the file is damaged or no state file"
-        }
-        _ => "",
-    }
-}
-
 /// Shorthand.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -60,7 +35,7 @@ pub trait SnapshotContext<T> {
 
 impl<T> SnapshotContext<T> for squib_snapshot::Result<T> {
     fn about(self, path: &Path) -> Result<T> {
-        self.map_err(|source| Error::Snapshot { path: path.to_owned(), source })
+        self.map_err(|source| squib_host::Error::of_file(path, source).into())
     }
 }
 

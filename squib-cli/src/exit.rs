@@ -15,16 +15,26 @@ pub enum Exit {
     GuestCrash,
     /// 124: the time is up, as `timeout(1)` says it.
     TimedOut,
+    /// 128 and the signal's number, as shells say it: ended by that signal.
+    Signal(i32),
 }
 
-impl Termination for Exit {
-    fn report(self) -> ExitCode {
-        ExitCode::from(match self {
+impl Exit {
+    /// The number.
+    pub fn code(self) -> u8 {
+        match self {
             Exit::Done => 0,
             Exit::Error => 1,
             Exit::Usage => 2,
             Exit::GuestCrash => 3,
             Exit::TimedOut => 124,
-        })
+            Exit::Signal(signal) => 128 | (signal & 0x7f) as u8,
+        }
+    }
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self.code())
     }
 }

@@ -3,6 +3,9 @@
 //! One file per subcommand. The guest's console is standard output; whatever squib itself has to say goes to standard
 //! error, progress only where that is a terminal. Exit codes: see [`exit::Exit`].
 
+#[macro_use]
+mod output;
+
 mod backend;
 mod bench;
 mod child;
@@ -12,9 +15,9 @@ mod drive;
 mod error;
 mod exit;
 mod guest_cache;
+mod interrupt;
 mod merge;
 mod options;
-mod output;
 mod page_server;
 mod pager;
 mod progress;
@@ -31,7 +34,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::exit::Exit;
 
 const AFTER_HELP: &str = "\
@@ -54,6 +57,7 @@ Exit codes:
   2    wrong usage
   3    the guest did something the host cannot answer; registers on standard error
   124  the time given by --timeout is up
+  128+N  ended by signal N (129 SIGHUP, 130 SIGINT, 143 SIGTERM); a snapshot that was being written is complete
 
 Guest images: `make guest` in squib's repository puts them into ~/.cache/squib-guest.";
 
@@ -83,7 +87,21 @@ fn main() -> Exit {
     if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::<AtomicBool>::default()) {
         eprintln!("squib: files that grow beyond their limit will end this program: {error}");
     }
-    let result = match Cli::parse().command {
+    let result = command().and_then(|exit| {
+        output::check()?;
+        Ok(exit)
+    });
+    result.unwrap_or_else(|error| {
+        eprintln!("squib: error: {error}");
+        match error {
+            Error::Usage(_) => Exit::Usage,
+            _ => Exit::Error,
+        }
+    })
+}
+
+fn command() -> Result<Exit> {
+    match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Restore(args) => restore::main(args),
         Command::Describe(args) => describe::main(args),
@@ -93,12 +111,5 @@ fn main() -> Exit {
         Command::PageServer(args) => page_server::main(args),
         Command::Demo(args) => demo::main(args),
         Command::Bench(args) => bench::main(args),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("squib: error: {error}");
-        match error {
-            Error::Usage(_) => Exit::Usage,
-            _ => Exit::Error,
-        }
-    })
+    }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use indicatif::BinaryBytes;
 use serde_json::json;
-use squib_snapshot::{Chain, inferred_memory_path, merge};
+use squib_snapshot::{Chain, Pair, inferred_memory_path, merge};
 
 use crate::error::{Result, SnapshotContext};
 use crate::exit::Exit;
@@ -52,11 +52,17 @@ pub fn files(value: &str) -> Result<Files, String> {
     Ok((state, memory))
 }
 
+/// Opens a full snapshot and the diffs on top of it, oldest first.
+pub fn open_chain(base: &Files, diffs: &[Files]) -> Result<Chain> {
+    let open = |(state, memory): &Files| Pair::open(state, memory).about(state);
+    let diffs = diffs.iter().map(open).collect::<Result<_>>()?;
+    Chain::from_pairs(open(base)?, diffs).about(&base.0)
+}
+
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
     let spinner = Spinner::new("merging");
-    let (state, memory) = &args.base;
-    let chain = Chain::open((state, memory), &args.diffs).about(state)?;
+    let chain = open_chain(&args.base, &args.diffs)?;
     let (state, memory) = &args.out;
     let report = merge(&chain, state, memory).about(state)?;
     drop(spinner);

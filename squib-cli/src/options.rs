@@ -36,7 +36,7 @@ impl Clock {
             Clock::Host => ConsoleInput::Stdin,
             Clock::Deterministic => ConsoleInput::None,
         };
-        ConsoleConfig { output: Box::new(Console), input, watches: plan.watches() }
+        ConsoleConfig { output: Box::new(Console::default()), input, watches: plan.watches() }
     }
 }
 
@@ -122,6 +122,14 @@ pub fn seconds(value: &str) -> Result<Duration, String> {
     }
 }
 
+/// A whole number of MiB.
+pub fn mebibytes(value: &str) -> Result<u64, String> {
+    match value.parse() {
+        Ok(mib @ 1..) => Ok(mib),
+        _ => Err("a whole number of MiB is expected, as 512, or 2048 for 2 GiB".into()),
+    }
+}
+
 /// `FILE` or `FILE,ro`.
 pub fn disk(value: &str) -> Result<DiskConfig, String> {
     let (path, read_only) = match value.strip_suffix(",ro") {
@@ -144,6 +152,14 @@ mod tests {
         assert_eq!(disk("a.img"), Ok(DiskConfig { path: "a.img".into(), read_only: false }));
         assert!(disk(",ro").is_err());
         assert!(disk("").is_err());
+    }
+
+    #[test]
+    fn memory_is_in_mebibytes() {
+        assert_eq!(mebibytes("2048"), Ok(2048));
+        for wrong in ["0", "-1", "1.5", "1G", "0x10", "18446744073709551616", ""] {
+            assert!(mebibytes(wrong).unwrap_err().contains("MiB"), "{wrong}");
+        }
     }
 
     #[test]

@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 
 use indicatif::BinaryBytes;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use squib_host::pager::{Images, PageServer};
-use squib_snapshot::Chain;
 
-use crate::error::{Error, IoContext, Result, SnapshotContext};
+use crate::error::{Error, IoContext, Result};
 use crate::exit::Exit;
-use crate::merge::{Files, files};
+use crate::merge::{Files, files, open_chain};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -48,7 +47,7 @@ pub struct Args {
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
     let images = match &args.state {
-        Some(state) => Images::chain(&Chain::open((state, &args.memory_file), &args.diffs).about(state)?)?,
+        Some(state) => Images::chain(&open_chain(&(state.clone(), args.memory_file), &args.diffs)?)?,
         None => Images::memory_file(&args.memory_file)?,
     };
     let what = match images.identities().last() {
@@ -57,7 +56,7 @@ pub fn main(args: Args) -> Result<Exit> {
     };
     let ram = BinaryBytes(images.ram_size());
     // Before the socket is there: no signal may leave it behind.
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context(|| "wait for signals".into())?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context(|| "wait for signals".into())?;
     let server = PageServer::bind(images, &args.listen)?.log_to(Box::new(|line| eprintln!("squib: {line}")));
     let stop = server.stop_handle()?;
     let waiting = std::thread::Builder::new().name("signals".into()).spawn(move || {

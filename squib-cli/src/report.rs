@@ -14,15 +14,23 @@ use crate::error::Error;
 use crate::pager;
 use crate::progress;
 
-/// Standard output as the guest's console: every write is out when it returns, so that prompts and single keys show.
-#[derive(Debug)]
-pub struct Console;
+/// Standard output as the guest's console: every write is out when it returns, so that prompts and single keys show. The guest
+/// runs on when nobody takes its output any more, and that is said once.
+#[derive(Debug, Default)]
+pub struct Console {
+    lost: bool,
+}
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()?;
+        match out.write_all(bytes).and_then(|()| out.flush()) {
+            Err(e) if !self.lost => {
+                self.lost = true;
+                eprintln!("squib: the console's output is lost from here on, the guest runs on: {e}");
+            }
+            _ => {}
+        }
         Ok(bytes.len())
     }
 
@@ -44,6 +52,8 @@ pub enum End {
     ExitText,
     /// The user typed Ctrl-A x.
     EscapeKey,
+    /// A signal asked for the end.
+    Signal(i32),
     /// Asked to stop from inside this process.
     Stopped,
     /// The host gave up.
@@ -60,6 +70,7 @@ impl End {
             End::Snapshot => "snapshot",
             End::ExitText => "exit-on",
             End::EscapeKey => "escape-key",
+            End::Signal(_) => "signal",
             End::Stopped => "stopped",
             End::GuestCrash => "guest-crash",
             End::TimedOut(_) => "timed-out",
@@ -164,6 +175,10 @@ impl Report {
                 eprintln!("squib: timed out after {}", HumanDuration(timeout));
             }
             End::Reset => self.say(|| "the guest asked for a reset: run it again to boot it again".into()),
+            End::Signal(signal) => self.say(|| {
+                let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+                format!("ended by {name}")
+            }),
             End::EscapeKey => self.say(|| "ended by Ctrl-A x".into()),
             _ => {}
         }

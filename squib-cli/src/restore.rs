@@ -12,6 +12,7 @@ use crate::backend;
 use crate::drive::Plan;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::interrupt::Interrupts;
 use crate::merge::{Files, files};
 use crate::options::{Clock, EndArgs, SnapshotArgs, seconds};
 use crate::tracking::TrackArgs;
@@ -193,8 +194,9 @@ pub fn main(args: Args) -> Result<Exit> {
     config.clock = args.clock.into();
     (config.track_dirty_pages, config.dirty_granule) = args.track.tracking();
     config.console = args.clock.console(&plan);
+    let interrupts = Interrupts::catch()?;
     let machine = Machine::restore(config)?;
-    plan.drive(machine, started)
+    plan.drive(machine, started, interrupts)
 }
 
 /// What the working set says is to be brought first. One that cannot be used is told, and the restore goes on without it.

@@ -8,6 +8,7 @@ use squib_host::{DiskConfig, Machine, MachineConfig};
 use crate::drive::Plan;
 use crate::error::Result;
 use crate::exit::Exit;
+use crate::interrupt::Interrupts;
 use crate::options::{self, Clock, EndArgs, SnapshotArgs};
 use crate::tracking::TrackArgs;
 
@@ -38,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = "console=ttyAMA0")]
     cmdline: String,
     /// RAM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = options::mebibytes)]
     memory: u64,
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
@@ -70,6 +71,7 @@ pub fn main(args: Args) -> Result<Exit> {
     let plan = Plan::new(args.snapshot.plan(files, ("--state", "--memory-file"), args.clock)?, args.end)
         .with_chain(args.track.plan(args.chain)?);
     let (track_dirty_pages, dirty_granule) = args.track.tracking();
+    let interrupts = Interrupts::catch()?;
     let machine = Machine::boot(MachineConfig {
         kernel: args.kernel,
         initrd: args.initrd,
@@ -82,5 +84,5 @@ pub fn main(args: Args) -> Result<Exit> {
         clock: args.clock.into(),
         console: args.clock.console(&plan),
     })?;
-    plan.drive(machine, started)
+    plan.drive(machine, started, interrupts)
 }

@@ -119,7 +119,10 @@ impl ChainWriter {
         let chain = ChainDir::list(dir)?;
         let tip = match chain.links.last() {
             None => None,
-            Some(last) => Some(StateFile::open(&last.state)?.identity()),
+            Some(last) => {
+                let tip = StateFile::open(&last.state).map_err(|e| Error::of_file(&last.state, e))?;
+                Some(tip.identity())
+            }
         };
         let dir = chain.dir;
         if tip.is_some() && tip != machine.last_snapshot() {

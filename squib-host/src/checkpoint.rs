@@ -153,6 +153,7 @@ pub fn begin(machine: &mut Machine, kind: SnapshotKind, target: &SaveTarget) -> 
         SnapshotKind::Full => None,
         SnapshotKind::Diff => Some(machine.diff_parent()?),
     };
+    machine.description.spare_own_files(target)?;
     let (state, record) = save::capture(machine)?;
     let capture = started.elapsed();
     // Until what is needed is put aside nothing arrives: what is absent is read from its source.

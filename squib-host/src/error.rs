@@ -1,9 +1,10 @@
 //! The one error type of this crate. Every message says what went wrong and, where there is one, what to do about it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use applevisor::prelude::HypervisorError;
+use squib_snapshot::SnapshotError;
 
 /// What can go wrong between a configuration and a running guest.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +87,15 @@ pub enum Error {
     StandInOnly(&'static str),
     /// The snapshot files could not be written or read, or do not belong together.
     #[error(transparent)]
-    Snapshot(#[from] squib_snapshot::SnapshotError),
+    Snapshot(#[from] SnapshotError),
+    /// A snapshot file is not what it should be.
+    #[error("{}: {source}{}", path.display(), file_hint(source))]
+    SnapshotFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SnapshotError,
+    },
     /// Absent guest memory cannot be had for now. Nothing is lost: the machine goes on when it is resumed and its source is back.
     #[error("guest memory {start:#x}..{:#x} cannot be had now: {reason}", start + len)]
     PageUnavailable {
@@ -139,6 +148,29 @@ fn hint(action: &str, source: &HypervisorError) -> &'static str {
 
 /// The action that `HV_DENIED` answers where the entitlement is missing.
 pub(crate) const CREATE_VM: &str = "create a virtual machine";
+
+/// What a bare error of a state file may mean to someone who mixed up two names.
+fn file_hint(source: &SnapshotError) -> &'static str {
+    match source {
+        SnapshotError::CrcMismatch
+        | SnapshotError::TooShort
+        | SnapshotError::MagicMismatch { .. }
+        | SnapshotError::SizeLimitExceeded { .. }
+        | SnapshotError::Bitcode(_)
+        | SnapshotError::Record(_) => "; the file is damaged or no state file",
+        _ => "",
+    }
+}
+
+impl Error {
+    /// An error about a snapshot, with the file's name in front if it does not name one itself.
+    pub fn of_file(path: &Path, source: SnapshotError) -> Error {
+        match source.path() {
+            Some(_) => Error::Snapshot(source),
+            None => Error::SnapshotFile { path: path.into(), source },
+        }
+    }
+}
 
 /// Turns a framework result into ours, with the attempted action.
 pub(crate) trait HvContext<T> {

@@ -32,6 +32,7 @@ mod crash;
 mod devices;
 mod error;
 mod fault;
+mod files;
 mod frozen;
 mod host;
 mod hv;

@@ -1,5 +1,7 @@
 //! One virtual machine, from configuration to the end: boot or restore, run, pause, snapshot.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,10 @@ use crate::terminal::RawTerminal;
 use crate::vcpu::control::Cause;
 use crate::vcpu::run::Shared;
 
+/// The longest command line: `COMMAND_LINE_SIZE` of Linux' arch/arm64/include/uapi/asm/setup.h without its NUL. Kernels cut off the
+/// rest without a word.
+const CMDLINE_MAX: usize = 2047;
+
 /// What a snapshot records about the machine as a whole.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Description {
@@ -31,8 +37,26 @@ pub(crate) struct Description {
     pub track_dirty_pages: bool,
     /// Where the device tree lies, if that is known.
     pub fdt: Option<fdt::Place>,
+    /// What the machine is made of, which no snapshot may replace.
+    pub files: Vec<PathBuf>,
     /// Instructions the guest had executed when it was restored.
     pub instructions_before: u64,
+}
+
+impl Description {
+    /// Refuses a snapshot in the place of a file that the machine is made of.
+    pub(crate) fn spare_own_files(&self, target: &SaveTarget) -> Result<()> {
+        let file = |path: &Path| path.metadata().ok().map(|data| (data.dev(), data.ino()));
+        for path in [&target.state, &target.memory] {
+            let there = file(path);
+            if there.is_some() && self.files.iter().any(|own| file(own) == there) {
+                let text =
+                    "is a disk, the kernel or the initial RAM disk of this machine: give the snapshot another name";
+                return Err(Error::Config(format!("{} {text}", path.display())));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The one virtual machine of this process. Its vCPUs stand still until [`Machine::run`] or [`Machine::resume`].
@@ -71,6 +95,12 @@ impl Machine {
     pub fn boot(mut config: MachineConfig) -> Result<Machine> {
         let clock = config.clock;
         build::check_shape(config.memory_mib, config.cpus, config.disks.len(), clock)?;
+        if config.cmdline.len() > CMDLINE_MAX {
+            let len = config.cmdline.len();
+            let text =
+                format!("the kernel's command line is {len} bytes long; arm64 kernels take {CMDLINE_MAX} at most");
+            return Err(Error::Config(text));
+        }
         let ram = GuestRam::new(layout::RAM_BASE, config.memory_mib << 20, config.track_dirty_pages)?;
         // Before the VM exists: a kernel that cannot be booted is the likeliest mistake.
         let memory = ram.guest_memory()?;
@@ -110,6 +140,7 @@ impl Machine {
             cmdline: config.cmdline,
             track_dirty_pages: config.track_dirty_pages,
             fdt: Some(fdt::Place { ipa: loaded.fdt, len: blob.len() as u64 }),
+            files: [config.kernel].into_iter().chain(config.initrd).chain(disks.into_iter().map(|d| d.path)).collect(),
             instructions_before: 0,
         };
         Machine::finish(parts, description, clock, config.console.input)
@@ -196,6 +227,15 @@ impl Machine {
                 Ok(RunOutcome::TimedOut)
             }
         }
+    }
+
+    /// Whether a snapshot could be written to `target` now: names a mistake before the guest runs that could not be saved in the end.
+    ///
+    /// # Errors
+    /// Those with which [`Machine::snapshot`] would begin.
+    pub fn check_target(&self, target: &SaveTarget) -> Result<()> {
+        self.description.spare_own_files(target)?;
+        Ok(squib_snapshot::check_destination(&target.state, &target.memory)?)
     }
 
     /// Writes a full snapshot. Pauses a running machine for it, and leaves it paused: call [`Machine::run`] or

@@ -4,7 +4,7 @@
 //! interface (the group enables last); then one counter offset for all, compare values, controls, masks; then devices. All
 //! vCPUs that were on come back on. What this host cannot honour is refused with the reason, before anything runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use squib_snapshot::{
@@ -53,6 +53,7 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
     let disks = disks(&state, &config)?;
     let cpus = state.vcpu_states.len() as u32;
     build::check_shape(state.vm_info.mem_size_mib, cpus, disks.len(), config.clock)?;
+    let files = disks.iter().map(|disk| disk.path.clone()).collect();
     let ram = bring_ram(&config, saved, state.vm_info.mem_size_mib << 20)?;
 
     let mut parts = build::assemble(ram, config.dirty_granule, cpus, config.clock, &mut config.console)?;
@@ -80,6 +81,7 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
         cmdline: info.boot_args,
         track_dirty_pages: config.track_dirty_pages,
         fdt,
+        files,
         instructions_before: record.clock.instructions,
     };
     let mut machine = Machine::finish(parts, description, config.clock, config.console.input)?;
@@ -158,18 +160,19 @@ impl Saved {
     fn open(config: &RestoreConfig) -> Result<Saved> {
         if let RestoreBackend::Source(_) = config.backend {
             let newest = config.diffs.last().map_or(&config.state, |diff| &diff.state);
-            let file = StateFile::open(newest)?;
+            let file = StateFile::open(newest).map_err(|e| Error::of_file(newest, e))?;
             file.state().verify_compatible()?;
             return Ok(Saved::State(Box::new(file)));
         }
-        let pair = Pair::open(&config.state, &config.memory)?;
+        let open = |state: &Path, memory: &Path| Pair::open(state, memory).map_err(|e| Error::of_file(state, e));
+        let pair = open(&config.state, &config.memory)?;
         if let Some(parent) = pair.state_file().parent() {
             let text =
                 format!("it is a diff on top of snapshot {parent}: give the whole chain, the full snapshot first");
             return Err(Error::Incompatible(text));
         }
-        let diffs = config.diffs.iter().map(|diff| Pair::open(&diff.state, &diff.memory));
-        Ok(Saved::Chain(Chain::from_pairs(pair, diffs.collect::<Result<_, _>>()?)?))
+        let diffs = config.diffs.iter().map(|diff| open(&diff.state, &diff.memory));
+        Ok(Saved::Chain(Chain::from_pairs(pair, diffs.collect::<Result<_>>()?)?))
     }
 
     fn state_file(&self) -> &StateFile {

@@ -12,6 +12,7 @@ use crate::demo::{QUICK_BOOT, USER_SPACE};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::guest_cache::{self, Guest};
+use crate::options::mebibytes;
 use crate::progress::Spinner;
 use crate::report::{micros, millis};
 
@@ -40,10 +41,10 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = QUICK_BOOT)]
     cmdline: String,
     /// RAM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = mebibytes)]
     memory: u64,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: u32,
     /// How often each boots
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]

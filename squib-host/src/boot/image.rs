@@ -23,6 +23,10 @@ fn u32_at(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?))
 }
 
+fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(data.get(at..at + 2)?.try_into().ok()?))
+}
+
 fn u64_at(data: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(data.get(at..at + 8)?.try_into().ok()?))
 }
@@ -51,6 +55,9 @@ impl KernelImage {
         if data.len() > KERNEL_MAX {
             return Err(format!("it is larger than {} MiB", KERNEL_MAX >> 20));
         }
+        if let Some(len) = announced_len(&data).filter(|len| *len > data.len()) {
+            return Err(format!("it is cut short: {} bytes of {len} or more are there", data.len()));
+        }
         let text_offset = u64_at(&data, 0x8).unwrap_or(0);
         let image_size = u64_at(&data, 0x10).unwrap_or(0);
         let flags = u64_at(&data, 0x18).unwrap_or(0);
@@ -65,6 +72,26 @@ impl KernelImage {
         let image_size = image_size.max(data.len() as u64);
         Ok(KernelImage { data, text_offset, image_size })
     }
+}
+
+/// How long an `Image` that is an EFI application too must be by its PE header: to the end of the last section in the file.
+fn announced_len(data: &[u8]) -> Option<usize> {
+    let header = data.starts_with(b"MZ").then(|| u32_at(data, 0x3c))?? as usize;
+    match data.get(header..header + 4) {
+        None => return Some(header + 4),
+        Some(b"PE\0\0") => {}
+        Some(_) => return None,
+    }
+    let (Some(sections), Some(optional)) = (u16_at(data, header + 6), u16_at(data, header + 20)) else {
+        return Some(header + 22);
+    };
+    let table = header + 24 + usize::from(optional);
+    let end = |section: usize| match (u32_at(data, table + 40 * section + 16), u32_at(data, table + 40 * section + 20))
+    {
+        (Some(size), Some(start)) => size as usize + start as usize,
+        _ => table + 40 * (section + 1),
+    };
+    (0..usize::from(sections)).map(end).max()
 }
 
 /// EFI zboot (Linux `drivers/firmware/efi/libstub/zboot-header.S`): `MZ`, "zimg" at 4, payload offset at 8, size at 12,
@@ -141,6 +168,29 @@ mod tests {
         raw[16..24].fill(0);
         let kernel = KernelImage::parse(raw).unwrap();
         assert_eq!((kernel.text_offset, kernel.image_size), (LEGACY_TEXT_OFFSET, 4096));
+    }
+
+    #[test]
+    fn a_kernel_that_is_cut_short_is_told_by_its_sections() {
+        // MZ, the PE header at 0x40 with two sections and no optional header; the second section ends at 3000.
+        let mut raw = image(3000);
+        raw[..2].copy_from_slice(b"MZ");
+        raw[0x3c..0x40].copy_from_slice(&0x40u32.to_le_bytes());
+        raw[0x40..0x44].copy_from_slice(b"PE\0\0");
+        raw[0x46..0x48].copy_from_slice(&2u16.to_le_bytes());
+        raw[0x54..0x56].copy_from_slice(&0u16.to_le_bytes());
+        for (section, size, start) in [(0x58, 1000u32, 500u32), (0x80, 1000, 2000)] {
+            raw[section + 16..section + 20].copy_from_slice(&size.to_le_bytes());
+            raw[section + 20..section + 24].copy_from_slice(&start.to_le_bytes());
+        }
+        assert_eq!(KernelImage::parse(raw.clone()).unwrap().data, raw);
+        for len in [2999, 2001, 0x90, 0x50, 0x42, 0x40] {
+            let error = KernelImage::parse(raw[..len].to_vec()).unwrap_err();
+            assert!(error.contains("cut short") && error.contains(&format!("{len} bytes")), "{len}: {error}");
+        }
+        // No EFI application: nothing tells how long it must be.
+        raw[0x40] = 0;
+        KernelImage::parse(raw[..2000].to_vec()).unwrap();
     }
 
     #[test]

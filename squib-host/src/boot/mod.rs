@@ -12,8 +12,10 @@ use std::path::Path;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::layout::RAM_BASE;
 use crate::memory::GuestMemory;
+use decompress::KERNEL_MAX;
 use image::KernelImage;
 
 /// Room for the device tree.
@@ -31,15 +33,11 @@ pub struct Loaded {
     pub initrd: Option<(u64, u64)>,
 }
 
-fn read(action: &'static str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::File { action, path: path.into(), source })
-}
-
 /// Loads the kernel and the initial RAM disk into RAM of `ram_size` bytes.
 pub fn load(memory: &GuestMemory, ram_size: u64, kernel: &Path, initrd: Option<&Path>) -> Result<Loaded> {
-    let image = KernelImage::parse(read("read the kernel", kernel)?)
+    let image = KernelImage::parse(files::read("read the kernel", kernel, KERNEL_MAX as u64)?)
         .map_err(|reason| Error::Kernel { path: kernel.into(), reason })?;
-    let initrd = initrd.map(|path| read("read the initial RAM disk", path)).transpose()?;
+    let initrd = initrd.map(|path| read_initrd(path, ram_size)).transpose()?;
     let place = |what: &str, needed: u64| {
         if needed <= ram_size {
             return Ok(());
@@ -53,7 +51,7 @@ pub fn load(memory: &GuestMemory, ram_size: u64, kernel: &Path, initrd: Option<&
     place("this kernel", fdt + FDT_MAX - RAM_BASE)?;
     write(memory, "the kernel", entry, &image.data)?;
 
-    let initrd = match initrd.filter(|data| !data.is_empty()) {
+    let initrd = match initrd {
         None => None,
         Some(data) => {
             let start = fdt + FDT_MAX;
@@ -64,6 +62,14 @@ pub fn load(memory: &GuestMemory, ram_size: u64, kernel: &Path, initrd: Option<&
         }
     };
     Ok(Loaded { entry, fdt, initrd })
+}
+
+fn read_initrd(path: &Path, ram_size: u64) -> Result<Vec<u8>> {
+    let data = files::read("read the initial RAM disk", path, ram_size.max(KERNEL_MAX as u64))?;
+    if data.is_empty() {
+        return Err(Error::Config(format!("the initial RAM disk {} is empty", path.display())));
+    }
+    Ok(data)
 }
 
 /// Puts the device tree where [`load`] left room for it.

@@ -50,7 +50,7 @@ fn a_server_that_will_not_do_is_an_error_at_once() {
 /// A fault in the middle: a named error, no byte of it taken for data; and when the server mends its ways, the same source
 /// goes on.
 #[track_caller]
-fn survives(fault: Fault, words: &str, expected: fn(String) -> SourceError) {
+fn survives(fault: Fault, words: &[&str], expected: fn(String) -> SourceError) {
     let expected = std::mem::discriminant(&expected(String::new()));
     let saved = Saved::new(6 * MIB, 0);
     let server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::None);
@@ -65,7 +65,8 @@ fn survives(fault: Fault, words: &str, expected: fn(String) -> SourceError) {
                 let error = source.read(n * PAGE as u64, &mut vec![0; PAGE]).expect_err("a fault");
                 assert_eq!(std::mem::discriminant(&error), expected, "{fault:?}: {error:?}");
                 let text = error.to_string();
-                assert!(text.contains(words) && text.contains("page server"), "{fault:?}: {text}");
+                let said = words.iter().any(|words| text.contains(words));
+                assert!(said && text.contains("page server"), "{fault:?}: {text}");
             });
         }
     });
@@ -79,20 +80,21 @@ fn survives(fault: Fault, words: &str, expected: fn(String) -> SourceError) {
 
 #[test]
 fn a_server_that_dies_is_unavailable() {
-    survives(Fault::ClosesAtRead, "closed the connection", SourceError::Unavailable);
-    survives(Fault::ClosesInAnswer, "middle of a frame", SourceError::Unavailable);
+    survives(Fault::ClosesAtRead, &["closed the connection"], SourceError::Unavailable);
+    // Whoever asks when the connection has just gone learns it in writing.
+    survives(Fault::ClosesInAnswer, &["middle of a frame", "closed the connection"], SourceError::Unavailable);
 }
 
 #[test]
 fn a_server_that_is_slow_is_unavailable() {
-    survives(Fault::Silent, "no answer within 300ms", SourceError::Unavailable);
-    survives(Fault::Stalls, "within 300ms", SourceError::Unavailable);
+    survives(Fault::Silent, &["no answer within 300ms"], SourceError::Unavailable);
+    survives(Fault::Stalls, &["within 300ms"], SourceError::Unavailable);
 }
 
 #[test]
 fn a_server_that_lies_is_asked_again_and_not_believed() {
-    survives(Fault::Lies, "are wrong: checksum", SourceError::Wrong);
-    survives(Fault::LiesZero, "are wrong: checksum", SourceError::Wrong);
+    survives(Fault::Lies, &["are wrong: checksum"], SourceError::Wrong);
+    survives(Fault::LiesZero, &["are wrong: checksum"], SourceError::Wrong);
 }
 
 #[test]
@@ -120,12 +122,12 @@ fn small_blocks_are_checked_directly() {
 
 #[test]
 fn a_server_that_sends_garbage_is_unavailable() {
-    survives(Fault::BadTransport, "DATA does not have the checksum", SourceError::Unavailable);
-    survives(Fault::Short, "not the length asked for", SourceError::Unavailable);
-    survives(Fault::Long, "announced a frame", SourceError::Unavailable);
-    survives(Fault::Oversized, "4294967295 bytes", SourceError::Unavailable);
-    survives(Fault::WrongId, "which nobody made", SourceError::Unavailable);
-    survives(Fault::WrongKind, "answers with kind 6 where 4 is due", SourceError::Unavailable);
+    survives(Fault::BadTransport, &["DATA does not have the checksum"], SourceError::Unavailable);
+    survives(Fault::Short, &["not the length asked for"], SourceError::Unavailable);
+    survives(Fault::Long, &["announced a frame"], SourceError::Unavailable);
+    survives(Fault::Oversized, &["4294967295 bytes"], SourceError::Unavailable);
+    survives(Fault::WrongId, &["which nobody made"], SourceError::Unavailable);
+    survives(Fault::WrongKind, &["answers with kind 6 where 4 is due"], SourceError::Unavailable);
 }
 
 #[test]
@@ -138,8 +140,8 @@ fn too_few_checksums_are_garbage() {
 
 #[test]
 fn a_servers_refusals_are_passed_on() {
-    survives(Fault::Damaged, "the disk is on fire", SourceError::Damaged);
-    survives(Fault::Io, "the disk is on fire", SourceError::Unavailable);
+    survives(Fault::Damaged, &["the disk is on fire"], SourceError::Damaged);
+    survives(Fault::Io, &["the disk is on fire"], SourceError::Unavailable);
 }
 
 #[test]

@@ -23,6 +23,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::{Backend, Chain};
 use crate::devices::blob;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::memory::GuestMemory;
 
 const SECTOR: u64 = 512;
@@ -70,13 +71,13 @@ impl Block {
     /// Opens and locks an image.
     pub fn open(path: &Path, read_only: bool, serial: String, overridden: bool) -> Result<Block> {
         let failed = |action| move |source| Error::File { action, path: path.into(), source };
-        let file = File::options().read(true).write(!read_only).open(path).map_err(failed("open the disk"))?;
+        let file = files::open(File::options().read(true).write(!read_only), "open the disk", path)?;
         let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
         match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::Config(format!(
-                    "the disk {} is in use by another machine; give each its own copy, or attach it read-only to all",
+                    "the disk {} is in use already; give each machine its own copy, or attach it read-only to all",
                     path.display()
                 )));
             }

@@ -13,6 +13,7 @@ use zerocopy::little_endian::{U32, U64};
 use super::protocol::{self, GRANULE, PAGE, Segment, code};
 use super::sums::{CHUNK, Joiner};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::memory::is_hole;
 
 /// Why a request cannot be met: the code and the text of an ERROR.
@@ -46,14 +47,15 @@ impl Images {
     /// # Errors
     /// [`Error::File`] if it cannot be opened; [`Error::Config`] if it is not a file with something in it.
     pub fn memory_file(path: &Path) -> Result<Images> {
-        let failed = |action| move |source| Error::File { action, path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed("open"))?;
-        let data = file.metadata().map_err(failed("examine"))?;
-        if !data.is_file() || data.len() == 0 {
-            return Err(Error::Config(format!("{} is not a memory file: it is empty or no file", path.display())));
+        let file = files::open(File::options().read(true), "open the memory file", path)?;
+        let examined = file.metadata();
+        let failed = |source| Error::File { action: "examine the memory file", path: path.to_owned(), source };
+        let len = examined.map_err(failed)?.len();
+        if len == 0 {
+            return Err(Error::Config(format!("{} is not a memory file: it is empty", path.display())));
         }
-        let layer = Layer::new(file, path, SnapshotId([0; 16]), None, data.len());
-        Ok(Images { layers: vec![layer], ram_size: data.len() })
+        let layer = Layer::new(file, path, SnapshotId([0; 16]), None, len);
+        Ok(Images { layers: vec![layer], ram_size: len })
     }
 
     /// The memory files of a chain, or of the single full snapshot that it is.

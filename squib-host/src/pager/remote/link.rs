@@ -177,8 +177,8 @@ impl Link {
     fn open(&self) -> Result<(Arc<Connection>, BufReader<UnixStream>), String> {
         let Target { path, answer_timeout, .. } = &self.target;
         let stream = UnixStream::connect(path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => "there is no such socket".into(),
-            io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
+            io::ErrorKind::NotFound => "there is no such socket: is `squib page-server` running?".into(),
+            io::ErrorKind::ConnectionRefused => "nobody listens there: is `squib page-server` running?".into(),
             _ => e.to_string(),
         })?;
         let prepare = || {

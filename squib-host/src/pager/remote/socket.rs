@@ -16,9 +16,22 @@ pub(super) struct Socket {
     path: PathBuf,
     /// Device and inode of the socket's file: what is there now may be another's.
     file: (u64, u64),
-    lock_path: PathBuf,
-    /// Held by whoever listens at `path`, or is about to.
-    _lock: File,
+    /// Released last.
+    _lock: NameLock,
+}
+
+/// Held by whoever listens at a path, or is about to.
+#[derive(Debug)]
+struct NameLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // While it is held: the next one makes its own.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// `path` with something appended to its name.
@@ -32,8 +45,7 @@ impl Socket {
     /// Listens at `path`. What a server that died left there is replaced.
     pub(super) fn bind(path: &Path) -> Result<Socket> {
         let failed = |action| move |source| Error::File { action, path: path.to_owned(), source };
-        let lock_path = beside(path, ".lock");
-        let lock = lock(path, &lock_path)?;
+        let lock = lock(path)?;
         check_free(path)?;
         // Made under another name, so that it has its mode before anyone can find it; a rename replaces what is dead.
         let new = beside(path, ".new");
@@ -41,7 +53,12 @@ impl Socket {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(e)),
             _ => {}
         }
-        let listener = UnixListener::bind(&new).map_err(failed("listen at"))?;
+        let listener = UnixListener::bind(&new).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidInput => {
+                Error::Config(format!("{} is too long for the name of a socket: choose a shorter one", path.display()))
+            }
+            _ => failed("listen at")(e),
+        })?;
         let named = || {
             fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
             let data = fs::symlink_metadata(&new)?;
@@ -49,7 +66,7 @@ impl Socket {
             Ok((data.dev(), data.ino()))
         };
         match named() {
-            Ok(file) => Ok(Socket { listener, path: path.to_owned(), file, lock_path, _lock: lock }),
+            Ok(file) => Ok(Socket { listener, path: path.to_owned(), file, _lock: lock }),
             Err(e) => {
                 // It may never have come to be there.
                 let _ = fs::remove_file(&new);
@@ -65,17 +82,16 @@ impl Drop for Socket {
             // Somebody may remove it in this moment; then it is gone, as it should be.
             let _ = fs::remove_file(&self.path);
         }
-        // While the lock is held: the next one makes its own.
-        let _ = fs::remove_file(&self.lock_path);
     }
 }
 
 /// Takes the lock on a socket's name.
-fn lock(path: &Path, lock_path: &Path) -> Result<File> {
-    let failed = |source| Error::File { action: "lock", path: lock_path.to_owned(), source };
+fn lock(path: &Path) -> Result<NameLock> {
+    let lock_path = beside(path, ".lock");
+    let failed = |source| Error::File { action: "lock", path: lock_path.clone(), source };
     loop {
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).open(lock_path).map_err(failed)?;
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&lock_path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(taken(path)),
@@ -83,8 +99,8 @@ fn lock(path: &Path, lock_path: &Path) -> Result<File> {
         }
         // Its last holder may have removed it between our opening and our locking: then it locks nothing.
         let ours = file.metadata().map_err(failed)?;
-        if fs::metadata(lock_path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-            return Ok(file);
+        if fs::metadata(&lock_path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(NameLock { path: lock_path, _file: file });
         }
     }
 }
@@ -145,6 +161,11 @@ mod tests {
         let error = Socket::bind(&path).unwrap_err().to_string();
         assert!(error.contains("not a socket"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "nothing is left beside it");
+        let long = directory.path().join("s".repeat(120));
+        let error = Socket::bind(&long).unwrap_err().to_string();
+        assert!(error.contains("too long"), "{error}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]
