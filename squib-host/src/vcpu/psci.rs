@@ -187,6 +187,18 @@ mod tests {
         assert_eq!(on(1, 0x1000, &off), Outcome::Return(code::INVALID_ADDRESS));
         let pending = [Power::On, Power::OnPending { entry: 0, context: 0 }];
         assert_eq!(on(1, ENTRY, &pending), Outcome::Return(code::ON_PENDING));
+        // A 32-bit call does not see what is above its arguments.
+        let high = 0xdead_beef << 32;
+        let narrow = ask([CPU_ON.into(), high | 1, high | ENTRY, high | 7], &off);
+        assert_eq!(narrow, Outcome::CpuOn { target: 1, entry: ENTRY, context: 7 });
+    }
+
+    /// PSCI 1.1, table 6.
+    #[test]
+    fn codes_are_those_of_the_specification() {
+        use code::*;
+        let codes = [NOT_SUPPORTED, INVALID_PARAMETERS, DENIED, ALREADY_ON, ON_PENDING, INVALID_ADDRESS];
+        assert_eq!((SUCCESS, codes), (0, [-1, -2, -3, -4, -5, -9]));
     }
 
     #[test]
