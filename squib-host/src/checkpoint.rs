@@ -1,9 +1,9 @@
 //! Snapshots that the guest does not wait for, and what the next diff continues.
 //!
-//! In the pause: registers and devices are read, RAM is write-protected, the dirty pages are taken out of the log and their bytes are put
-//! aside. Up to [`COPY_LIMIT`] of them are copied into memory; more, and full snapshots, are written to the new file, without a sync.
-//! Then the guest may go on, and a thread writes, syncs and commits the pair. One snapshot is under way at a time: the next one
-//! waits for it before it stops the guest.
+//! In the pause: registers and devices are read, RAM is write-protected, and the dirty pages are taken out of the log and frozen: a page
+//! that the guest changes afterwards is kept first ([`frozen`](crate::frozen)). So the pause of a diff does not depend on how much is
+//! in it. A full snapshot is written to the new file in the pause, without a sync. Then the guest may go on, and a thread writes, syncs
+//! and commits the pair. One snapshot is under way at a time: the next one waits for it before it stops the guest.
 //!
 //! Only a commit makes a snapshot the parent of the next diff, and only a commit keeps its pages out of it. After a failure the
 //! parent is the same as before and the next diff holds the pages of both.
@@ -26,18 +26,13 @@ use crate::machine::Machine;
 use crate::save;
 use crate::track::Taken;
 
-/// Dirty bytes that are copied into memory in the pause. What is more goes to the file in the pause: the guest stands still longer, and
-/// memory stays bounded.
-const COPY_LIMIT: u64 = 64 << 20;
-
 /// The snapshots of one machine.
 #[derive(Debug, Default)]
 pub struct Checkpoints {
     /// The last snapshot that was committed, or restored from.
     parent: Arc<Mutex<Option<SnapshotId>>>,
-    /// The one under way; returns the buffer it used.
-    worker: Option<JoinHandle<Vec<u8>>>,
-    buffer: Vec<u8>,
+    /// The one under way.
+    worker: Option<JoinHandle<()>>,
 }
 
 impl Checkpoints {
@@ -45,7 +40,7 @@ impl Checkpoints {
     pub fn settle(&mut self) {
         if let Some(worker) = self.worker.take() {
             // A worker that panicked has said so, its pages are dirty again, and its caller sees that no result comes.
-            self.buffer = worker.join().unwrap_or_default();
+            let _ = worker.join();
         }
     }
 
@@ -64,13 +59,11 @@ impl Checkpoints {
         let (stopped_at, parent) = (begun.stopped_at, Arc::clone(&self.parent));
         let (sender, result) = channel();
         let worker = move || {
-            let (result, buffer) = begun.commit(&parent);
-            if let Err(lost) = sender.send(result)
+            if let Err(lost) = sender.send(begun.commit(&parent))
                 && let Err(error) = lost.0
             {
                 tracing::error!(%error, "a snapshot failed, and nobody asked");
             }
-            buffer
         };
         let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(worker);
         self.worker =
@@ -135,14 +128,12 @@ pub struct Begun {
     target: SaveTarget,
     taken: Option<Taken>,
     work: Work,
-    /// The buffer, if the pages did not need it.
-    spare: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum Work {
     Prepared(PreparedPair<'static>),
-    Copied { state: Box<MicrovmState>, record: Box<MachineRecord>, memory: FrozenPages },
+    Frozen { state: Box<MicrovmState>, record: Box<MachineRecord>, memory: FrozenPages },
 }
 
 /// Everything that must happen while the machine stands still.
@@ -162,20 +153,19 @@ pub fn begin(machine: &mut Machine, kind: SnapshotKind, target: &SaveTarget) -> 
     let taken = machine.parts.shared.faults.checkpoint()?;
     let ram = machine.parts.mapped.ram();
     let (start, size) = (ram.base(), ram.size());
-    let buffer = std::mem::take(&mut machine.checkpoints.buffer);
-    let (work, spare) = match (&taken, parent) {
-        (Some(taken), Some(_)) if taken.bytes() <= COPY_LIMIT => {
-            let failed = |source| Error::System { action: "copy the dirty pages of the guest".into(), source };
-            let memory = FrozenPages::copy(ram, taken.pages(), buffer).map_err(failed)?;
-            (Work::Copied { state: Box::new(state), record: Box::new(record), memory }, Vec::new())
-        }
+    let work = match (&taken, parent) {
+        (Some(taken), Some(_)) => Work::Frozen {
+            state: Box::new(state),
+            record: Box::new(record),
+            memory: FrozenPages::new(ram, taken.pages()),
+        },
         _ => {
             let contents = contents(parent, taken.as_ref());
             let prepared = prepare_pair(&request(target, &state, &record, &**ram, (start, size), contents));
-            (Work::Prepared(prepared.map_err(unwrap_ours)?), buffer)
+            Work::Prepared(prepared.map_err(unwrap_ours)?)
         }
     };
-    Ok(Begun { stopped_at, capture, ram: (start, size), parent, target: target.clone(), taken, work, spare })
+    Ok(Begun { stopped_at, capture, ram: (start, size), parent, target: target.clone(), taken, work })
 }
 
 /// An error of ours that came through the writer, as itself: absent memory that cannot be had, say.
@@ -215,28 +205,25 @@ fn request<'a>(
 }
 
 impl Begun {
-    /// The rest. Returns the buffer as well.
-    fn commit(self, parent: &Mutex<Option<SnapshotId>>) -> (Result<SnapshotReport>, Vec<u8>) {
+    /// The rest. If it fails, the pages taken become dirty again.
+    fn commit(self, parent: &Mutex<Option<SnapshotId>>) -> Result<SnapshotReport> {
         let contents = contents(self.parent, self.taken.as_ref());
-        let (saved, buffer) = match self.work {
-            Work::Prepared(pair) => (pair.commit(), self.spare),
-            Work::Copied { state, record, memory } => {
+        let prepared = match self.work {
+            Work::Prepared(pair) => pair,
+            Work::Frozen { state, record, memory } => {
                 let prepared = prepare_pair(&request(&self.target, &state, &record, &memory, self.ram, contents));
-                (prepared.and_then(PreparedPair::commit), memory.into_buffer())
+                // All is read: the guest need not keep anything any more.
+                drop(memory);
+                prepared?
             }
         };
-        let saved = match saved {
-            Ok(saved) => saved,
-            // The pages taken become dirty again here.
-            Err(error) => return (Err(error.into()), buffer),
-        };
+        let saved = prepared.commit()?;
         let written = self.taken.as_ref().map(|taken| (taken.bytes(), taken.faults(), taken.steps()));
         *parent.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved.identity);
         if let Some(taken) = self.taken {
             taken.commit();
         }
-        let report = report(&self.target, &saved, self.parent, self.capture, self.ram.1, written);
-        (Ok(report), buffer)
+        Ok(report(&self.target, &saved, self.parent, self.capture, self.ram.1, written))
     }
 }
 

@@ -40,6 +40,8 @@ pub struct RamFault {
 pub enum Resolution {
     /// Execute the instruction again.
     Retry,
+    /// The same, but after a little while: a snapshot's writer is behind.
+    RetryLater,
     /// Nothing here explains the fault.
     Unexplained,
 }
@@ -83,8 +85,8 @@ impl RamFaults {
         }
         match (&self.tracker, fault.access) {
             (Some(tracker), Access::Write) => {
-                tracker.open(offset, pager.is_none())?;
-                Ok(Resolution::Retry)
+                let opened = tracker.open(offset, pager.is_none())?;
+                Ok(if opened { Resolution::Retry } else { Resolution::RetryLater })
             }
             _ => Ok(Resolution::Unexplained),
         }

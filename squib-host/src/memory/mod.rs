@@ -39,6 +39,7 @@ pub use object::MemoryObject;
 pub use object::is_hole;
 
 use crate::error::{Error, Result};
+use crate::frozen::Freezer;
 use crate::pager::{Net, PageStates, Pager, Registration};
 
 /// Granule of stage-2 mappings and of everything that follows from them.
@@ -54,6 +55,7 @@ pub struct GuestRam {
     guest: Mapping,
     fill: Option<(MemoryObject, Mapping)>,
     dirty: Option<Arc<DirtyBitmap>>,
+    freezer: Freezer,
     lazy: Option<Lazy>,
 }
 
@@ -102,6 +104,7 @@ impl GuestRam {
             guest,
             fill: Some((object, fill)),
             dirty: dirty_bitmap(base, size, track_dirty_pages)?,
+            freezer: Freezer::default(),
             lazy,
         }))
     }
@@ -115,6 +118,7 @@ impl GuestRam {
             guest,
             fill: None,
             dirty: dirty_bitmap(base, size, track_dirty_pages)?,
+            freezer: Freezer::default(),
             lazy: None,
         }))
     }
@@ -137,6 +141,11 @@ impl GuestRam {
     /// The bitmap that both guest and host writes mark, when dirty pages are tracked.
     pub fn dirty(&self) -> Option<&Arc<DirtyBitmap>> {
         self.dirty.as_ref()
+    }
+
+    /// The pages that a snapshot still needs as they are.
+    pub fn freezer(&self) -> &Freezer {
+        &self.freezer
     }
 
     /// The states of the pages of a RAM that started absent.
@@ -304,6 +313,8 @@ impl GuestMemoryRegion for RamRegion {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
         self.ram.make_present(offset.0, count as u64).map_err(GuestMemoryError::IOError)?;
+        // Whether the slice is for writing nobody says: one that is not keeps a page too many.
+        self.ram.freezer.keep(&self.ram, offset.0, count as u64).map_err(GuestMemoryError::IOError)?;
         // SAFETY: `start..end` is inside the guest view (checked above), which lives as long as the region and is accessible
         // there (present); all other users access it volatilely or as the guest does.
         Ok(unsafe {

@@ -22,7 +22,9 @@
 //!    and exactly what was marked is opened.
 //! 5. *Several vCPUs in one part* set the same bits and open it again; both are idempotent, and a part whose bit is set already is
 //!    opened all the same (after a failed diff, bits of protected pages are set).
-//! 6. *A failed diff* puts its bits back ([`Taken`]) while the guest runs on: bits are only added, so 1 still holds.
+//! 6. *A diff that is still being read* while the guest runs on keeps the bytes of a page before it is opened
+//!    ([`frozen`](crate::frozen)): the mark above is for the next diff, the kept bytes are for this one.
+//! 7. *A failed diff* puts its bits back ([`Taken`]) while the guest runs on: bits are only added, so 1 still holds.
 //!
 //! # What counts as a write
 //!
@@ -43,7 +45,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use squib_snapshot::{BlockController, DirtyBitmap, GranuleSteps, PageGeometry, PageSet, TrackingGranule};
 
 use crate::config::DirtyGranule;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hv::stage2::{MappedRam, Permission};
 use crate::memory::GRANULE;
 
@@ -77,10 +79,16 @@ impl WriteTracker {
         WriteTracker { mapped, log, granules, faults: AtomicU64::new(0) }
     }
 
-    /// Answers a write fault at `offset`, which is mapped: marks the part around it, then opens it. Called by several vCPUs at
-    /// once, also for the same part. `whole`: all of RAM is mapped. While it is not, the part is one granule: a block could have
-    /// holes, and `hv_vm_protect` refuses those.
-    pub fn open(&self, offset: u64, whole: bool) -> Result<()> {
+    /// Answers a write fault at `offset`, which is mapped: marks the part around it, keeps what a snapshot still needs of it, then
+    /// opens it. Called by several vCPUs at once, also for the same part. `whole`: all of RAM is mapped. While it is not, the part
+    /// is one granule: a block could have holes, and `hv_vm_protect` refuses those.
+    ///
+    /// `false`: nothing was done, the guest must wait a little for the snapshot's writer.
+    pub fn open(&self, offset: u64, whole: bool) -> Result<bool> {
+        let ram = self.mapped.ram();
+        if ram.freezer().is_full() {
+            return Ok(false);
+        }
         self.faults.fetch_add(1, Ordering::Relaxed);
         let granule = match &self.granules {
             _ if !whole => TrackingGranule::Fine,
@@ -89,9 +97,12 @@ impl WriteTracker {
         };
         let size = granule.page_size(GEOMETRY);
         let start = offset / size * size;
-        let len = size.min(self.mapped.ram().size() - start);
-        self.log.set_range_dirty(self.mapped.ram().base() + start, len);
-        self.mapped.protect(start, len, Permission::ReadWriteExec)
+        let len = size.min(ram.size() - start);
+        self.log.set_range_dirty(ram.base() + start, len);
+        let keep = |source| Error::System { action: "keep pages of the guest for a snapshot".into(), source };
+        ram.freezer().keep(ram, start, len).map_err(keep)?;
+        self.mapped.protect(start, len, Permission::ReadWriteExec)?;
+        Ok(true)
     }
 
     /// Begins a new epoch and takes out what was written in the last one. While no vCPU runs, devices rest and no page comes into place.

@@ -32,6 +32,9 @@ const RESET_CPSR: u64 = 0x3c5;
 /// How long a WFx that came out to us lets the host rest before it is taken as done.
 const WFX_REST: Duration = Duration::from_micros(500);
 
+/// How long a guest rests that writes faster than a snapshot of it gets to the disk.
+const WRITER_REST: Duration = Duration::from_micros(200);
+
 /// How often in a row one access to RAM may be refused without a reason: another vCPU may have dealt with the reason before this
 /// one looked for it.
 const REFUSALS: u32 = 16;
@@ -344,6 +347,10 @@ impl VcpuThread {
         match self.shared.faults.resolve(fault)? {
             Resolution::Retry => {
                 self.refused = None;
+                Ok(())
+            }
+            Resolution::RetryLater => {
+                std::thread::sleep(WRITER_REST);
                 Ok(())
             }
             Resolution::Unexplained => {
