@@ -35,7 +35,7 @@ pub struct TrackArgs {
     #[arg(long, value_enum, default_value_t, value_name = "GRANULE", requires = "track_dirty_pages")]
     dirty_granule: Granule,
     /// Add a link to the chain every SECS seconds: first a full snapshot, then what has changed since the last link. The
-    /// guest stands still only while registers and changed pages are copied. A link that cannot be written is said, the guest
+    /// guest stands still only while registers are read and, for the first link, RAM is written. A link that cannot be written is said, the guest
     /// runs on, and the next link holds its changes; if none comes, squib ends with 1 in place of 0
     #[arg(
         long,

@@ -54,6 +54,15 @@ fn scratch_disk(directory: &Path) -> DiskConfig {
     DiskConfig { path, read_only: false }
 }
 
+/// A guest whose `commands` begin when it has its disk.
+fn with_disk(commands: &str, memory_mib: u64, disk: DiskConfig) -> MachineConfig {
+    let commands = format!("until [ -b /dev/vda ]; do sleep 0.05; done; {commands}");
+    let mut config = guest("bookworm-cloud", memory_mib, &commands);
+    config.cmdline = format!("squib.modules {}", config.cmdline);
+    config.disks = vec![disk];
+    config
+}
+
 /// Two vCPUs fill memory, files and a disk, and read the disk.
 #[test]
 fn base_and_diffs_are_ram_at_every_pause() {
@@ -61,8 +70,8 @@ fn base_and_diffs_are_ram_at_every_pause() {
     let commands = "work() { while true; do dd if=/dev/urandom of=/file$1 bs=64k count=24; dd if=/file$1 of=/dev/vda bs=64k \
                     seek=$(($1 * 32)); dd if=/dev/vda of=/copy$1 bs=16k count=90; done 2>/dev/null; }; \
                     echo the work begins; work 0 & work 1 & wait";
-    let mut config = guest("bookworm-cloud", 128, commands);
-    (config.cpus, config.disks) = (2, vec![scratch_disk(disks.path())]);
+    let mut config = with_disk(commands, 128, scratch_disk(disks.path()));
+    config.cpus = 2;
     let many = if cfg!(feature = "long") { 600 } else { 200 };
     rounds(config, "the work begins", many, Duration::from_millis(30));
 }
@@ -78,10 +87,9 @@ fn base_and_diffs_are_ram_while_a_disk_is_read() {
     let commands = "fill() { while true; do dd if=/dev/zero of=/zeros bs=1M count=32 conv=notrunc; done 2>/dev/null; }; \
                     echo the reading begins; fill & while true; do dd if=/dev/vda of=/dev/null bs=64k count=16 \
                     skip=$(((n=n+17)%360)) 2>/dev/null; echo 1 > /proc/sys/vm/drop_caches; done";
-    let mut config = guest("bookworm-cloud", 160, commands);
-    config.disks = vec![DiskConfig { path, read_only: true }];
+    let mut config = with_disk(commands, 160, DiskConfig { path, read_only: true });
     (config.cpus, config.dirty_granule) = (2, DirtyGranule::Page);
-    rounds(config, "the reading begins", if cfg!(feature = "long") { 200 } else { 40 }, Duration::from_millis(60));
+    rounds(config, "the reading begins", if cfg!(feature = "long") { 200 } else { 25 }, Duration::from_millis(150));
 }
 
 /// `stress-ng` on four vCPUs writes memory and disk, in a Debian root.
