@@ -1,10 +1,8 @@
 //! The public face of a machine on bare-metal guests, in this very process: one machine after the other, as the framework
 //! allows one at a time.
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use squib_host::pager::{Origin, PageSource, SourceError};
@@ -13,39 +11,9 @@ use squib_host::{
     RunOutcome, SaveTarget, StopReason, Watch, WatchId,
 };
 
-/// One virtual machine per process: the tests of this file take turns.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(|e| e.into_inner())
-}
+mod common;
 
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Output {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-
-    fn console(&self, watch: Option<&str>) -> ConsoleConfig {
-        let watches = watch.map(|text| Watch { id: WatchId(7), text: text.into() });
-        ConsoleConfig { output: Box::new(self.clone()), watches: watches.into_iter().collect(), ..Default::default() }
-    }
-}
-
-fn image(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/bare").join(name)
-}
+use common::{Output, image, turn};
 
 /// The guest that prints forty hashes of everything it has, and switches itself off.
 fn replay(clock: ClockMode, console: ConsoleConfig) -> MachineConfig {
