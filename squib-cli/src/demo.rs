@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::child::{self, Sign, Watched};
 use crate::error::{Error, IoContext, Result};
 use crate::exit::Exit;
-use crate::guest_cache::{self, Guest};
+use crate::guest_cache::GuestArgs;
 use crate::options::mebibytes;
 use crate::progress::Spinner;
 use crate::report::{micros, millis};
@@ -38,12 +38,8 @@ The initramfs must be one that guest-images/initramfs.sh made: its /init does th
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// An arm64 kernel [default: Debian's cloud kernel from the guest cache]
-    #[arg(long, value_name = "FILE", requires = "initrd")]
-    kernel: Option<PathBuf>,
-    /// The initramfs that goes with it
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Option<PathBuf>,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// RAM in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = mebibytes)]
     memory: u64,
@@ -124,10 +120,7 @@ impl Story {
 
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
-    let guest = match (args.kernel, args.initrd) {
-        (Some(kernel), Some(initrd)) => Guest { kernel, initrd },
-        _ => guest_cache::find("bookworm-cloud")?,
-    };
+    let guest = args.guest.named_or_cached()?;
     let scratch = tempfile::Builder::new().prefix("squib-demo-").tempdir().context(|| "create a directory".into())?;
     let directory = args.keep.as_deref().unwrap_or(scratch.path());
     std::fs::create_dir_all(directory).context(|| format!("create {}", directory.display()))?;

@@ -14,6 +14,29 @@ pub struct Guest {
     pub initrd: PathBuf,
 }
 
+/// The options that name a guest in place of the cache's.
+#[derive(clap::Args, Debug)]
+pub struct GuestArgs {
+    /// An arm64 kernel [default: from the guest cache]
+    #[arg(long, value_name = "FILE", requires = "initrd")]
+    kernel: Option<PathBuf>,
+    /// The initramfs that goes with it: squib's own, which does what the command line says
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+}
+
+impl GuestArgs {
+    /// The guest that is named, if one is.
+    pub fn named(&self) -> Option<Guest> {
+        Some(Guest { kernel: self.kernel.clone()?, initrd: self.initrd.clone()? })
+    }
+
+    /// The guest that is named, or the cache's with Debian's cloud kernel.
+    pub fn named_or_cached(&self) -> Result<Guest> {
+        self.named().map_or_else(|| find("bookworm-cloud"), Ok)
+    }
+}
+
 /// The directory of all guests.
 pub fn directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -11,7 +11,7 @@ use crate::child::{self, Sign, Watched};
 use crate::demo::{QUICK_BOOT, USER_SPACE};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
-use crate::guest_cache::{self, Guest};
+use crate::guest_cache::{self, Guest, GuestArgs};
 use crate::options::mebibytes;
 use crate::progress::Spinner;
 use crate::report::{micros, millis};
@@ -31,12 +31,8 @@ of the process to the guest's first line from user space; the median counts.";
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// An arm64 kernel [default: those of the guest cache]
-    #[arg(long, value_name = "FILE", requires = "initrd")]
-    kernel: Option<PathBuf>,
-    /// The initramfs that goes with it
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Option<PathBuf>,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", default_value = QUICK_BOOT)]
     cmdline: String,
@@ -81,11 +77,9 @@ pub fn main(args: Args) -> Result<Exit> {
             args.qemu.display()
         )));
     }
-    let guests = match (&args.kernel, &args.initrd) {
-        (Some(kernel), Some(initrd)) => {
-            vec![(kernel.display().to_string(), Guest { kernel: kernel.clone(), initrd: initrd.clone() })]
-        }
-        _ => ["minimal", "bookworm-cloud"]
+    let guests = match args.guest.named() {
+        Some(guest) => vec![(guest.kernel.display().to_string(), guest)],
+        None => ["minimal", "bookworm-cloud"]
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), guest_cache::find(name).ok()?)))
             .collect(),

@@ -38,7 +38,6 @@ struct Latencies(Mutex<Histogram<u64>>);
 impl Latencies {
     fn new() -> Latencies {
         // Bounds and digits are constants that the histogram accepts.
-        #[allow(clippy::expect_used)]
         Latencies(Mutex::new(Histogram::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("constant bounds")))
     }
 

@@ -26,7 +26,7 @@ macro_rules! scalar {
         #[inline(always)]
         fn from_u128(value: u128) -> Self { value as $t }
         #[inline(always)]
-        #[allow(clippy::unnecessary_cast)]
+        #[allow(clippy::unnecessary_cast, reason = "one of the types is u128 itself")]
         fn to_u128(self) -> u128 { self as u128 }
     })*};
 }

@@ -2,7 +2,7 @@
 //! (Arm ARM D17.2.37 "ESR_EL2").
 
 /// Exception classes.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names of the Arm ARM")]
 pub mod ec {
     pub const UNKNOWN: u32 = 0x00;
     pub const WFX: u32 = 0x01;
@@ -23,7 +23,7 @@ pub mod ec {
 }
 
 /// Fault status codes; those with a level take it in bits 1..0.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names of the Arm ARM")]
 pub mod fsc {
     pub const ADDRESS_SIZE: u32 = 0x00;
     pub const TRANSLATION: u32 = 0x04;
@@ -35,7 +35,7 @@ pub mod fsc {
 }
 
 /// ISS bits of aborts.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names of the Arm ARM")]
 pub mod iss {
     pub const WNR: u32 = 1 << 6;
     pub const S1PTW: u32 = 1 << 7;

@@ -239,7 +239,7 @@ pub unsafe fn thread_get_exception_ports(
 ///
 /// # Safety
 /// The arrays have room for `*count` elements.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the call's own signature")]
 pub unsafe fn thread_swap_exception_ports(
     thread: thread_act_t,
     mask: exception_mask_t,
@@ -292,7 +292,7 @@ pub unsafe fn task_get_exception_ports(
 ///
 /// # Safety
 /// The arrays have room for `*count` elements.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the call's own signature")]
 pub unsafe fn task_swap_exception_ports(
     task: task_t,
     mask: exception_mask_t,

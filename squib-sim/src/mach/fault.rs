@@ -70,7 +70,7 @@ unsafe impl<const N: usize> Sync for Cell<N> {}
 impl<const N: usize> Cell<N> {
     /// # Safety
     /// The caller owns the bytes by the fault's phase, and holds no other reference to them.
-    #[allow(clippy::mut_from_ref)]
+    #[allow(clippy::mut_from_ref, reason = "a cell: who may use it is the caller's promise")]
     unsafe fn get(&self) -> &mut [u8; N] {
         // SAFETY: the caller's promise.
         unsafe { &mut *self.0.get() }

@@ -1,7 +1,7 @@
 //! Types and constants under the names of the Apple headers (`mach/message.h`, `mach/port.h`, `mach/exception_types.h`,
 //! `mach/kern_return.h`, `mach/arm/thread_status.h`), with the sizes they have on arm64.
 
-#![allow(non_camel_case_types)]
+#![allow(non_camel_case_types, reason = "names of the Apple headers")]
 
 use std::ffi::{c_int, c_uint};
 

@@ -7,6 +7,7 @@
 
 mod codec;
 mod report;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::error::{Error, IoContext, Result};
 use crate::exit::Exit;
-use crate::guest_cache::{self, Guest};
+use crate::guest_cache::GuestArgs;
 use crate::progress::Spinner;
 use guest::Bench;
 
@@ -30,12 +30,8 @@ of the process; the median counts. Cold means that the memory file has been drop
 #[derive(clap::Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// An arm64 kernel [default: the guest cache's]
-    #[arg(long, value_name = "FILE", requires = "initrd")]
-    kernel: Option<PathBuf>,
-    /// The initramfs that goes with it: squib's own, which runs what the command line says
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Option<PathBuf>,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// Sizes of RAM in MiB, for the time to the first instruction
     #[arg(long, value_name = "MIB,...", value_delimiter = ',', default_values_t = [256, 1024, 2048, 4096, 8192],
           value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
@@ -111,10 +107,7 @@ struct Results {
 
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
-    let guest = match (&args.kernel, &args.initrd) {
-        (Some(kernel), Some(initrd)) => Guest { kernel: kernel.clone(), initrd: initrd.clone() },
-        _ => guest_cache::find("bookworm-cloud")?,
-    };
+    let guest = args.guest.named_or_cached()?;
     let make = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir),
         None => tempfile::tempdir(),

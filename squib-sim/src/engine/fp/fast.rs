@@ -10,7 +10,7 @@ use super::round::{D, Format, H, Rounding, S};
 use super::{Env, FZ, IXC, RMODE};
 
 /// Host shortcuts of a format. The defaults take none.
-#[allow(unused_variables)]
+#[allow(unused_variables, reason = "the defaults look at nothing")]
 pub trait Fast: Sized {
     /// `FPAdd`.
     #[inline(always)]

@@ -19,7 +19,7 @@ macro_rules! fp_fns {
         pub struct $name;
         impl FpFn for $name {
             #[inline(always)]
-            #[allow(unused_variables)]
+            #[allow(unused_variables, reason = "an operation takes what it needs")]
             fn f<F: Format>($e: &mut Env, $k: u32, $d: u64, $n: u64, $m: u64) -> u64 { $body }
         }
     )*};

@@ -293,7 +293,7 @@ macro_rules! lane_fns {
         pub struct $name;
         impl $crate::engine::simd::lanes::LaneFn for $name {
             #[inline(always)]
-            #[allow(unused_variables)]
+            #[allow(unused_variables, reason = "an operation takes what it needs")]
             fn f<L: $crate::engine::simd::lanes::Lane>($d: L, $n: L, $m: L, $k: u32, $q: &mut bool) -> L { $e }
         }
     )*};

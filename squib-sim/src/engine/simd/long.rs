@@ -20,7 +20,7 @@ macro_rules! long_fns {
         impl LongFn for $name {
             const S: bool = $s;
             #[inline(always)]
-            #[allow(unused_variables)]
+            #[allow(unused_variables, reason = "an operation takes what it needs")]
             fn f<W: Lane>($d: W, $n: W, $m: W, $q: &mut bool) -> W { $e }
         }
     )*};
@@ -333,7 +333,7 @@ macro_rules! narrow_fns {
         pub struct $name;
         impl NarrowFn for $name {
             #[inline(always)]
-            #[allow(unused_variables)]
+            #[allow(unused_variables, reason = "an operation takes what it needs")]
             fn f<L: Widen>($n: L::Wide, $k: u32, $q: &mut bool) -> L { $e }
         }
     )*};

@@ -5,7 +5,7 @@
 pub mod table;
 
 /// The registers that hold state. Names are the architecture's without the `_EL1` suffix.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names of the Arm ARM")]
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub struct SysRegs {
