@@ -301,6 +301,64 @@ fn entropy_fills_the_buffer_and_marks_it_dirty() {
     assert_eq!(ram.dirty().unwrap().drain(), [page(USED), page(DATA)]);
 }
 
+/// The device in another one's place, over the same memory, of which nothing is present and whose source is away; and whether the
+/// machine was told of that.
+fn over_absent_memory(
+    first: Driver,
+    synchronous: bool,
+    backend: impl Fn() -> Option<Box<dyn super::Backend>>,
+) -> (LazyRam, Driver, Arc<AtomicBool>) {
+    let saved = first.device.save();
+    let mut bytes = vec![0; 1 << 20];
+    first.memory.read_slice(&mut bytes, GuestAddress(BASE)).unwrap();
+    let avail = first.avail;
+    drop(first);
+    let lazy = LazyRam::new(TestSource::new(bytes), 1);
+    lazy.source.away.store(true, Ordering::Relaxed);
+    let told = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&told);
+    lazy.pager.on_failure(move |_| tell.store(true, Ordering::Relaxed));
+    // A process that another test is starting may hold an image for a moment more.
+    let mut made = None;
+    patiently("the image is free again", || {
+        made = backend();
+        made.is_some()
+    });
+    let (lines, ram) = (Lines::new(), Arc::clone(&lazy.ram));
+    let device = VirtioMmio::new(made.unwrap(), Arc::clone(&ram), lines.line(INTID), synchronous).unwrap();
+    device.restore(&saved).unwrap();
+    let driver = Driver { device, memory: ram.guest_memory().unwrap(), ram, lines, avail };
+    (lazy, driver, told)
+}
+
+#[test]
+fn entropy_meets_no_absent_memory() {
+    for synchronous in [false, true] {
+        let rng = || Box::new(Rng::new(Entropy::Seeded(1)));
+        let mut first = Driver::new(&ram(), rng(), false);
+        first.start();
+        first.device.quiesce();
+        // Across two pages.
+        let at = GuestAddress(DATA - 32);
+        first.offer(&[(at.0, 64, WRITE)]);
+        first.notify();
+        let (lazy, driver, told) = over_absent_memory(first, synchronous, || Some(rng()));
+        driver.device.resume();
+        if synchronous {
+            driver.notify();
+        }
+        patiently("the machine is told", || told.load(Ordering::Relaxed));
+        driver.device.quiesce();
+        lazy.source.away.store(false, Ordering::Relaxed);
+        driver.device.resume();
+        patiently("the request is answered", || driver.lines.level(INTID));
+        assert_eq!((driver.used(), driver.used_len(), driver.reg(0x70) & 0x40), (1, 64, 0));
+        let mut bytes = [0; 64];
+        driver.memory.read_slice(&mut bytes, at).unwrap();
+        assert!(bytes.chunks(32).all(|half| half != [0; 32]));
+    }
+}
+
 /// Every kind of request on a device that is restored over memory of which nothing is present: rings, descriptors, buffers. Nobody
 /// catches an access that the accessor did not announce, so a path that was missed would end this test with a signal. The source is
 /// away at first: the request is neither lost nor answered with an error.
@@ -323,29 +381,8 @@ fn no_request_meets_absent_memory() {
         first.memory.write_slice(data, GuestAddress(at)).unwrap();
         first.offer(&[(HEADER, 16, 0), (at, len, direction), (STATUS, 1, WRITE)]);
         first.notify();
-        let saved = first.device.save();
-        let mut ram = vec![0; 1 << 20];
-        first.memory.read_slice(&mut ram, GuestAddress(BASE)).unwrap();
-        let avail = first.avail;
-        drop(first);
-
-        let lazy = LazyRam::new(TestSource::new(ram), 1);
-        lazy.source.away.store(true, Ordering::Relaxed);
-        let told = Arc::new(AtomicBool::new(false));
-        let tell = Arc::clone(&told);
-        lazy.pager.on_failure(move |_| tell.store(true, Ordering::Relaxed));
-        let lines = Lines::new();
-        let ram = Arc::clone(&lazy.ram);
-        // A process that another test is starting may hold the image for a moment more.
-        let mut block = None;
-        patiently("the image is free again", || {
-            block = Block::open(&path, false, "serial".into(), false).ok();
-            block.is_some()
-        });
-        let device =
-            VirtioMmio::new(Box::new(block.unwrap()), Arc::clone(&ram), lines.line(INTID), synchronous).unwrap();
-        device.restore(&saved).unwrap();
-        let driver = Driver { device, memory: ram.guest_memory().unwrap(), ram, lines, avail };
+        let open = || Block::open(&path, false, "serial".into(), false).ok();
+        let (lazy, driver, told) = over_absent_memory(first, synchronous, || Some(Box::new(open()?)));
         driver.device.resume();
         if synchronous {
             driver.notify();

@@ -339,17 +339,17 @@ impl Connection {
     /// Hands answers out until there are no more; says why.
     fn receive_all(&self, from: &mut BufReader<UnixStream>, received: &AtomicU64) -> String {
         loop {
-            match self.receive(from) {
-                Ok(Some(bytes)) => received.fetch_add(bytes, Ordering::Relaxed),
+            match self.receive(from, received) {
+                Ok(Some(())) => {}
                 // Idle: whoever waits for an answer looks at the time himself.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(None) => return "it closed the connection".into(),
                 Err(e) => return e.to_string(),
             };
         }
     }
 
-    fn receive(&self, from: &mut BufReader<UnixStream>) -> io::Result<Option<u64>> {
+    fn receive(&self, from: &mut BufReader<UnixStream>, received: &AtomicU64) -> io::Result<Option<()>> {
         let garbage = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
         let Some(header) = protocol::read_header(from)? else { return Ok(None) };
         let (id, kind) = (header.id.get(), header.kind.get());
@@ -362,7 +362,8 @@ impl Connection {
             None => return Err(garbage(format!("it answers request {id}, which nobody made (kind {kind})"))),
         };
         let body = protocol::read_body(from, &header, limit)?;
-        let bytes = (protocol::HEADER + body.len()) as u64;
+        // Before the answer is handed over: who has it finds it counted.
+        received.fetch_add((protocol::HEADER + body.len()) as u64, Ordering::Relaxed);
         let answer = match kind {
             kind::ERROR => {
                 let (code, text) = protocol::decode_error(&body).map_err(|e| garbage(e.0))?;
@@ -377,6 +378,6 @@ impl Connection {
             // Who has given up does not listen.
             let _ = waiting.to.try_send(answer);
         }
-        Ok(Some(bytes))
+        Ok(Some(()))
     }
 }
