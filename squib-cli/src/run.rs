@@ -20,7 +20,8 @@ Examples:
   squib run --kernel Image --initrd initramfs.cpio --snapshot-on ready --state vm.state --memory-file vm.mem --then continue
   squib run --kernel Image --initrd initramfs.cpio --track-dirty-pages --snapshot-every 5 --chain vm
 
-A terminal is put into raw mode while the guest runs: Ctrl-C goes to the guest, Ctrl-A x ends squib.";
+A terminal is put into raw mode while the guest runs: Ctrl-C goes to the guest, Ctrl-A x ends squib.
+A kernel that panics stands still; with panic=-1 on its command line it resets, which ends the run.";
 
 /// Boot a guest and stay with its console until it ends.
 #[derive(clap::Args)]
