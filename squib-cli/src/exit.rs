@@ -5,7 +5,7 @@ use std::process::{ExitCode, Termination};
 /// How the program ends. Wrong usage that clap sees itself is 2 as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: the guest switched itself off, or what was asked for is done.
+    /// 0: the guest switched itself off or asked for a reset, or what was asked for is done.
     Done,
     /// 1: an error of ours, already said.
     Error,

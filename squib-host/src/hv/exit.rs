@@ -164,6 +164,10 @@ mod tests {
         let syndrome = 0x18 << 26 | 1 << 25 | 2 << 20 | 4 << 17 | 1 << 10 | 3 << 5;
         let expected = SysRegAccess { encoding: 0x8084, rt: 3, read: false };
         assert_eq!(Exit::decode_syndrome(syndrome, 0), Exit::SysReg(expected));
+        // MRS X30, PMCCFILTR_EL0: op0=3 op1=3 CRn=14 CRm=15 op2=7.
+        let syndrome = 0x18 << 26 | 1 << 25 | 3 << 20 | 7 << 17 | 3 << 14 | 14 << 10 | 30 << 5 | 15 << 1 | 1;
+        let expected = SysRegAccess { encoding: 0xdf7f, rt: 30, read: true };
+        assert_eq!(Exit::decode_syndrome(syndrome, 0), Exit::SysReg(expected));
     }
 
     #[test]
