@@ -71,7 +71,8 @@ struct LazyArgs {
     #[arg(long, value_name = "FILE")]
     working_set_file: Option<PathBuf>,
     /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file, uffd)
-    #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around)]
+    #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around,
+          value_parser = clap::value_parser!(u32).range(1..))]
     fault_around: u32,
 }
 
@@ -163,6 +164,12 @@ pub fn main(args: Args) -> Result<Exit> {
         .with_pager_stats(args.stats)
         .with_chain(args.track.plan(args.chain_out.or_else(|| args.chain.clone()))?);
     let lazy = matches!(args.backend, Backend::File | Backend::Uffd);
+    if let (false, Some(option)) =
+        (lazy, args.lazy.no_stream.then_some("--no-stream").or(args.stats.then_some("--stats")))
+    {
+        let text = format!("{option} is about memory that arrives on demand: it goes with --backend file or uffd");
+        return Err(Error::Usage(text));
+    }
     let mut config = match (args.chain, args.state) {
         (Some(dir), _) => ChainDir::open(dir)?.restore_config(args.at)?,
         (None, Some(state)) => RestoreConfig::new(state, args.memory_file.unwrap_or_default()),

@@ -40,6 +40,10 @@ fn options_that_do_not_go_together_are_2() {
     expect(&["run", "--kernel", "k", "--state", "s", "--memory-file", "m"], 2, &["--snapshot-on"]);
     let after = ["run", "--kernel", "k", "--state", "s", "--memory-file", "m", "--snapshot-after-instructions", "5"];
     expect(&after, 2, &["--clock deterministic"]);
+    for option in ["--stats", "--no-stream"] {
+        expect(&["restore", "--state", "s", "--memory-file", "m", option], 2, &[option, "--backend file or uffd"]);
+    }
+    expect(&["restore", "--state", "s", "--memory-file", "m", "--fault-around", "0"], 2, &["--fault-around"]);
     let restore = ["restore", "--state", "s", "--memory-file", "m", "--snapshot-on", "x"];
     expect(&restore, 2, &["--state-out", "--memory-out"]);
 }
