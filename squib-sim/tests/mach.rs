@@ -11,8 +11,7 @@ const STATE: exception_behavior_t = (EXCEPTION_STATE | MACH_EXCEPTION_CODES) as 
 static LAST_RESORT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
 
 fn task() -> task_t {
-    // SAFETY: no arguments.
-    unsafe { mach_task_self() }
+    mach_task_self()
 }
 
 /// A receive right with one send right.
@@ -36,8 +35,7 @@ fn references(name: mach_port_t, right: mach_port_right_t) -> Result<u32, kern_r
 }
 
 fn destroy(name: mach_port_t) {
-    // SAFETY: numbers only.
-    assert_eq!(unsafe { mach_port_destruct(task(), name, -1, 0) }, KERN_SUCCESS);
+    assert_eq!(mach_port_destruct(task(), name, -1, 0), KERN_SUCCESS);
 }
 
 /// Sends words, the header's six included.
@@ -70,23 +68,20 @@ fn poll(from: mach_port_t) -> (mach_msg_return_t, Vec<u32>) {
 fn rights_are_counted_and_die() {
     let name = port();
     assert_eq!(references(name, MACH_PORT_RIGHT_SEND), Ok(1));
-    // SAFETY: numbers only.
-    unsafe {
-        assert_eq!(mach_port_mod_refs(task(), name, MACH_PORT_RIGHT_SEND, 2), KERN_SUCCESS);
-        assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
-        assert_eq!(references(name, MACH_PORT_RIGHT_SEND), Ok(2));
-        assert_eq!(mach_port_mod_refs(task(), name, MACH_PORT_RIGHT_SEND, -3), KERN_INVALID_VALUE);
-        assert_eq!(mach_port_mod_refs(task(), name, MACH_PORT_RIGHT_RECEIVE, -1), KERN_SUCCESS);
-        // Send rights have become dead names.
-        assert_eq!(references(name, MACH_PORT_RIGHT_DEAD_NAME), Ok(2));
-        assert_eq!(send(&plain(name, 1), None), MACH_SEND_INVALID_DEST);
-        assert_eq!(poll(name).0, MACH_RCV_INVALID_NAME);
-        assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
-        assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
-        assert_eq!(mach_port_deallocate(task(), name), KERN_INVALID_NAME);
-        assert_eq!(mach_port_destruct(task(), name, 0, 0), KERN_INVALID_NAME);
-        assert_eq!(mach_port_insert_right(task(), name, name, MACH_MSG_TYPE_MAKE_SEND), KERN_INVALID_CAPABILITY);
-    }
+    assert_eq!(mach_port_mod_refs(task(), name, MACH_PORT_RIGHT_SEND, 2), KERN_SUCCESS);
+    assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
+    assert_eq!(references(name, MACH_PORT_RIGHT_SEND), Ok(2));
+    assert_eq!(mach_port_mod_refs(task(), name, MACH_PORT_RIGHT_SEND, -3), KERN_INVALID_VALUE);
+    assert_eq!(mach_port_mod_refs(task(), name, MACH_PORT_RIGHT_RECEIVE, -1), KERN_SUCCESS);
+    // Send rights have become dead names.
+    assert_eq!(references(name, MACH_PORT_RIGHT_DEAD_NAME), Ok(2));
+    assert_eq!(send(&plain(name, 1), None), MACH_SEND_INVALID_DEST);
+    assert_eq!(poll(name).0, MACH_RCV_INVALID_NAME);
+    assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
+    assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
+    assert_eq!(mach_port_deallocate(task(), name), KERN_INVALID_NAME);
+    assert_eq!(mach_port_destruct(task(), name, 0, 0), KERN_INVALID_NAME);
+    assert_eq!(mach_port_insert_right(task(), name, name, MACH_MSG_TYPE_MAKE_SEND), KERN_INVALID_CAPABILITY);
 }
 
 #[test]
@@ -184,8 +179,7 @@ fn a_send_once_right_that_is_not_used_says_so() {
     assert_eq!(send(&message, None), MACH_MSG_SUCCESS);
     let (_, words) = poll(name);
     assert_eq!(words[0] & MACH_MSGH_BITS_REMOTE_MASK, MACH_MSG_TYPE_MOVE_SEND_ONCE);
-    // SAFETY: numbers only.
-    assert_eq!(unsafe { mach_port_deallocate(task(), words[2]) }, KERN_SUCCESS);
+    assert_eq!(mach_port_deallocate(task(), words[2]), KERN_SUCCESS);
     assert_eq!(poll(reply).1[5], MACH_NOTIFY_SEND_ONCE as u32);
     // Destroyed in the queue.
     assert_eq!(send(&message, None), MACH_MSG_SUCCESS);
@@ -214,18 +208,14 @@ fn exception_ports(thread: Option<thread_act_t>, mask: exception_mask_t) -> Vec<
 #[test]
 fn exception_ports_are_set_read_in_groups_and_checked() {
     let (name, all) = (port(), EXC_MASK_BAD_ACCESS | EXC_MASK_ARITHMETIC | EXC_MASK_BREAKPOINT);
-    // SAFETY: no arguments; numbers only.
-    let (thread, set) = unsafe {
-        let thread = mach_thread_self();
-        (thread, move |mask, port, behavior, flavor| thread_set_exception_ports(thread, mask, port, behavior, flavor))
-    };
+    let thread = mach_thread_self();
+    let set = move |mask, port, behavior, flavor| thread_set_exception_ports(thread, mask, port, behavior, flavor);
     assert_eq!(exception_ports(Some(thread), all), [(all, MACH_PORT_NULL)], "all alike: none");
     assert_eq!(set(EXC_MASK_BAD_ACCESS, name, STATE, ARM_THREAD_STATE64), KERN_SUCCESS);
     let expected = [(EXC_MASK_BAD_ACCESS, name), (EXC_MASK_ARITHMETIC | EXC_MASK_BREAKPOINT, MACH_PORT_NULL)];
     assert_eq!(exception_ports(Some(thread), all), expected);
     assert_eq!(references(name, MACH_PORT_RIGHT_SEND), Ok(2), "reading gave a send right");
-    // SAFETY: numbers only.
-    assert_eq!(unsafe { mach_port_deallocate(task(), name) }, KERN_SUCCESS);
+    assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
 
     assert_eq!(set(EXC_MASK_BAD_ACCESS, name, 0, ARM_THREAD_STATE64), KERN_INVALID_ARGUMENT, "behaviour 0");
     assert_eq!(set(1, name, STATE, ARM_THREAD_STATE64), KERN_INVALID_ARGUMENT, "no such exception");
@@ -238,21 +228,17 @@ fn exception_ports_are_set_read_in_groups_and_checked() {
     assert_eq!(exception_ports(Some(thread), EXC_MASK_BAD_ACCESS), [(EXC_MASK_BAD_ACCESS, MACH_PORT_DEAD)]);
     assert_eq!(set(EXC_MASK_BAD_ACCESS, MACH_PORT_NULL, EXCEPTION_DEFAULT as i32, THREAD_STATE_NONE), KERN_SUCCESS);
     assert_eq!(exception_ports(None, EXC_MASK_BAD_ACCESS), [(EXC_MASK_BAD_ACCESS, MACH_PORT_NULL)]);
-    // SAFETY: numbers only.
-    assert_eq!(unsafe { mach_port_deallocate(task(), thread) }, KERN_SUCCESS);
+    assert_eq!(mach_port_deallocate(task(), thread), KERN_SUCCESS);
 }
 
 #[test]
 fn a_threads_port_dies_with_it() {
-    // SAFETY: no arguments; numbers only.
-    unsafe {
-        let name = std::thread::spawn(|| mach_thread_self()).join().expect("ended");
-        assert_eq!(references(name, MACH_PORT_RIGHT_DEAD_NAME), Ok(1));
-        let set = thread_set_exception_ports(name, EXC_MASK_BAD_ACCESS, MACH_PORT_NULL, STATE, ARM_THREAD_STATE64);
-        assert_eq!(set, MACH_SEND_INVALID_DEST);
-        assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
-        assert_eq!(mach_port_deallocate(task(), name), KERN_INVALID_NAME);
-    }
+    let name = std::thread::spawn(mach_thread_self).join().expect("ended");
+    assert_eq!(references(name, MACH_PORT_RIGHT_DEAD_NAME), Ok(1));
+    let set = thread_set_exception_ports(name, EXC_MASK_BAD_ACCESS, MACH_PORT_NULL, STATE, ARM_THREAD_STATE64);
+    assert_eq!(set, MACH_SEND_INVALID_DEST);
+    assert_eq!(mach_port_deallocate(task(), name), KERN_SUCCESS);
+    assert_eq!(mach_port_deallocate(task(), name), KERN_INVALID_NAME);
 }
 
 extern "C" fn open_page(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
@@ -372,8 +358,7 @@ fn requests_and_replies() {
     }
 
     let refused = one_fault(name, |request| {
-        // SAFETY: numbers only.
-        assert_eq!(unsafe { mach_port_deallocate(task(), request[2]) }, KERN_SUCCESS);
+        assert_eq!(mach_port_deallocate(task(), request[2]), KERN_SUCCESS);
     });
     assert!(refused, "the right to reply was given up");
 

@@ -204,108 +204,73 @@ fn copy_send(name: mach_port_t) -> mach_port_t {
     }
 }
 
-/// Sets the exception ports of a thread for the kinds in `mask`. `new_port` is a send right, or null to have none.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn thread_set_exception_ports(
-    thread: thread_act_t,
-    mask: exception_mask_t,
-    new_port: mach_port_t,
-    behavior: exception_behavior_t,
-    flavor: thread_state_flavor_t,
-) -> kern_return_t {
-    Target::Thread(thread).set(mask, Action { port: new_port, behavior, flavor })
+/// The calls for one kind of target: set, get, and both in one step.
+macro_rules! exception_port_calls {
+    ($whose:literal, $target:ident($type:ty), $set:ident, $get:ident, $swap:ident) => {
+        #[doc = concat!("Sets the exception ports of ", $whose, " for the kinds in `mask`. `new_port` is a send right, or null to have none.")]
+        pub fn $set(
+            target: $type,
+            mask: exception_mask_t,
+            new_port: mach_port_t,
+            behavior: exception_behavior_t,
+            flavor: thread_state_flavor_t,
+        ) -> kern_return_t {
+            Target::$target(target).set(mask, Action { port: new_port, behavior, flavor })
+        }
+
+        #[doc = concat!("Reads the exception ports of ", $whose, " for the kinds in `mask`; kinds with the same action come as one element.")]
+        ///
+        /// # Safety
+        /// The arrays have room for `*count` elements.
+        pub unsafe fn $get(
+            target: $type,
+            mask: exception_mask_t,
+            masks: *mut exception_mask_t,
+            count: *mut mach_msg_type_number_t,
+            ports: *mut mach_port_t,
+            behaviors: *mut exception_behavior_t,
+            flavors: *mut thread_state_flavor_t,
+        ) -> kern_return_t {
+            // SAFETY: the caller's promise.
+            unsafe { Target::$target(target).get(mask, Old { masks, count, ports, behaviors, flavors }) }
+        }
+
+        #[doc = concat!("Sets the exception ports of ", $whose, " and reads the ones before, in one step.")]
+        ///
+        /// # Safety
+        /// The arrays have room for `*count` elements.
+        #[allow(clippy::too_many_arguments)] // They are Apple's.
+        pub unsafe fn $swap(
+            target: $type,
+            mask: exception_mask_t,
+            new_port: mach_port_t,
+            behavior: exception_behavior_t,
+            flavor: thread_state_flavor_t,
+            masks: *mut exception_mask_t,
+            count: *mut mach_msg_type_number_t,
+            ports: *mut mach_port_t,
+            behaviors: *mut exception_behavior_t,
+            flavors: *mut thread_state_flavor_t,
+        ) -> kern_return_t {
+            let action = Action { port: new_port, behavior, flavor };
+            // SAFETY: the caller's promise.
+            unsafe { Target::$target(target).swap(mask, action, Old { masks, count, ports, behaviors, flavors }) }
+        }
+    };
 }
 
-/// Reads the exception ports of a thread for the kinds in `mask`; kinds with the same action come as one element.
-///
-/// # Safety
-/// The arrays have room for `*count` elements.
-pub unsafe fn thread_get_exception_ports(
-    thread: thread_act_t,
-    mask: exception_mask_t,
-    masks: *mut exception_mask_t,
-    count: *mut mach_msg_type_number_t,
-    ports: *mut mach_port_t,
-    behaviors: *mut exception_behavior_t,
-    flavors: *mut thread_state_flavor_t,
-) -> kern_return_t {
-    // SAFETY: the caller's promise.
-    unsafe { Target::Thread(thread).get(mask, Old { masks, count, ports, behaviors, flavors }) }
-}
-
-/// Sets the exception ports of a thread and reads the ones before, in one step.
-///
-/// # Safety
-/// The arrays have room for `*count` elements.
-#[allow(clippy::too_many_arguments, reason = "the call's own signature")]
-pub unsafe fn thread_swap_exception_ports(
-    thread: thread_act_t,
-    mask: exception_mask_t,
-    new_port: mach_port_t,
-    behavior: exception_behavior_t,
-    flavor: thread_state_flavor_t,
-    masks: *mut exception_mask_t,
-    count: *mut mach_msg_type_number_t,
-    ports: *mut mach_port_t,
-    behaviors: *mut exception_behavior_t,
-    flavors: *mut thread_state_flavor_t,
-) -> kern_return_t {
-    let action = Action { port: new_port, behavior, flavor };
-    // SAFETY: the caller's promise.
-    unsafe { Target::Thread(thread).swap(mask, action, Old { masks, count, ports, behaviors, flavors }) }
-}
-
-/// Sets the exception ports of the task for the kinds in `mask`, which come after those of a thread. `new_port` is a send right, or null to have none.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn task_set_exception_ports(
-    task: task_t,
-    mask: exception_mask_t,
-    new_port: mach_port_t,
-    behavior: exception_behavior_t,
-    flavor: thread_state_flavor_t,
-) -> kern_return_t {
-    Target::Task(task).set(mask, Action { port: new_port, behavior, flavor })
-}
-
-/// Reads the exception ports of the task for the kinds in `mask`; kinds with the same action come as one element.
-///
-/// # Safety
-/// The arrays have room for `*count` elements.
-pub unsafe fn task_get_exception_ports(
-    task: task_t,
-    mask: exception_mask_t,
-    masks: *mut exception_mask_t,
-    count: *mut mach_msg_type_number_t,
-    ports: *mut mach_port_t,
-    behaviors: *mut exception_behavior_t,
-    flavors: *mut thread_state_flavor_t,
-) -> kern_return_t {
-    // SAFETY: the caller's promise.
-    unsafe { Target::Task(task).get(mask, Old { masks, count, ports, behaviors, flavors }) }
-}
-
-/// Sets the exception ports of the task and reads the ones before, in one step.
-///
-/// # Safety
-/// The arrays have room for `*count` elements.
-#[allow(clippy::too_many_arguments, reason = "the call's own signature")]
-pub unsafe fn task_swap_exception_ports(
-    task: task_t,
-    mask: exception_mask_t,
-    new_port: mach_port_t,
-    behavior: exception_behavior_t,
-    flavor: thread_state_flavor_t,
-    masks: *mut exception_mask_t,
-    count: *mut mach_msg_type_number_t,
-    ports: *mut mach_port_t,
-    behaviors: *mut exception_behavior_t,
-    flavors: *mut thread_state_flavor_t,
-) -> kern_return_t {
-    let action = Action { port: new_port, behavior, flavor };
-    // SAFETY: the caller's promise.
-    unsafe { Target::Task(task).swap(mask, action, Old { masks, count, ports, behaviors, flavors }) }
-}
+exception_port_calls!(
+    "a thread",
+    Thread(thread_act_t),
+    thread_set_exception_ports,
+    thread_get_exception_ports,
+    thread_swap_exception_ports
+);
+// They come after those of a thread.
+exception_port_calls!(
+    "the task",
+    Task(task_t),
+    task_set_exception_ports,
+    task_get_exception_ports,
+    task_swap_exception_ports
+);

@@ -411,7 +411,6 @@ pub unsafe fn mach_msg_destroy(msg: *mut mach_msg_header_t) {
     // SAFETY: the caller's promise.
     let header = unsafe { msg.read() };
     if header.msgh_remote_port != MACH_PORT_NULL && header.msgh_remote_port != MACH_PORT_DEAD {
-        // SAFETY: takes numbers only.
-        unsafe { super::mach_port_deallocate(super::kernel::TASK, header.msgh_remote_port) };
+        super::mach_port_deallocate(super::kernel::TASK, header.msgh_remote_port);
     }
 }

@@ -148,10 +148,7 @@ pub fn rights(kernel: &Kernel, place: Place) -> Option<(&Port, MutexGuard<'_, Ri
 }
 
 /// The name of the own task.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn mach_task_self() -> mach_port_t {
+pub fn mach_task_self() -> mach_port_t {
     TASK
 }
 
@@ -185,10 +182,7 @@ pub unsafe fn mach_port_allocate(
 
 /// Gives the task a send right, under the port's own name: `MACH_MSG_TYPE_MAKE_SEND` from the receive right, or
 /// `MACH_MSG_TYPE_COPY_SEND` from a send right.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn mach_port_insert_right(
+pub fn mach_port_insert_right(
     task: ipc_space_t,
     name: mach_port_name_t,
     right: mach_port_t,
@@ -215,10 +209,7 @@ pub unsafe fn mach_port_insert_right(
 }
 
 /// Gives up one user reference to a send right, send-once right or dead name.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn mach_port_deallocate(task: ipc_space_t, name: mach_port_name_t) -> kern_return_t {
+pub fn mach_port_deallocate(task: ipc_space_t, name: mach_port_name_t) -> kern_return_t {
     let kernel = Kernel::get();
     if task != TASK {
         return MACH_SEND_INVALID_DEST;
@@ -252,10 +243,7 @@ fn change_send(kernel: &Kernel, place: Place, delta: mach_port_delta_t) -> kern_
 }
 
 /// Changes the count of user references to a right of a port; the receive right has one, and -1 destroys it.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn mach_port_mod_refs(
+pub fn mach_port_mod_refs(
     task: ipc_space_t,
     name: mach_port_name_t,
     right: mach_port_right_t,
@@ -283,10 +271,7 @@ pub unsafe fn mach_port_mod_refs(
 }
 
 /// Destroys a receive right and changes the count of send rights by `srdelta`. `guard` is 0: no port here is guarded.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn mach_port_destruct(
+pub fn mach_port_destruct(
     task: ipc_space_t,
     name: mach_port_name_t,
     srdelta: mach_port_delta_t,

@@ -86,10 +86,7 @@ pub fn own_ports(kernel: &Kernel) -> Option<&ExceptionPorts> {
 }
 
 /// A send right to the calling thread, one user reference more for each call; `MACH_PORT_NULL` if there are too many threads.
-///
-/// # Safety
-/// None; unsafe because the real one is.
-pub unsafe fn mach_thread_self() -> mach_port_t {
+pub fn mach_thread_self() -> mach_port_t {
     let kernel = Kernel::get();
     if let Some((index, thread)) = this_thread(kernel) {
         let mut rights = thread.lock();

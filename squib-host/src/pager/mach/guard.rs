@@ -80,8 +80,7 @@ struct ThisThread(thread_act_t);
 
 impl ThisThread {
     fn new() -> Result<ThisThread> {
-        // SAFETY: no arguments; the right returned is ours.
-        match unsafe { mach_thread_self() } {
+        match mach_thread_self() {
             MACH_PORT_NULL => Err(Error::Mach { action: "name the calling thread", code: KERN_RESOURCE_SHORTAGE }),
             name => Ok(ThisThread(name)),
         }
@@ -115,20 +114,16 @@ impl ThisThread {
         let port = if saved.port == MACH_PORT_DEAD { MACH_PORT_NULL } else { saved.port };
         // What was never set reads as behaviour 0, which cannot be set.
         let behavior = if saved.behavior == 0 { EXCEPTION_DEFAULT as exception_behavior_t } else { saved.behavior };
-        // SAFETY: numbers only: our own thread, and a right the kernel gave us.
-        unsafe {
-            thread_set_exception_ports(self.0, EXC_MASK_BAD_ACCESS, port, behavior, saved.flavor);
-            if port != MACH_PORT_NULL {
-                mach_port_deallocate(mach_task_self(), port);
-            }
+        thread_set_exception_ports(self.0, EXC_MASK_BAD_ACCESS, port, behavior, saved.flavor);
+        if port != MACH_PORT_NULL {
+            mach_port_deallocate(mach_task_self(), port);
         }
     }
 }
 
 impl Drop for ThisThread {
     fn drop(&mut self) {
-        // SAFETY: gives up the right that `mach_thread_self` returned.
-        unsafe { mach_port_deallocate(mach_task_self(), self.0) };
+        mach_port_deallocate(mach_task_self(), self.0);
     }
 }
 

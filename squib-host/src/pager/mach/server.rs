@@ -137,8 +137,8 @@ impl Port {
         let result = unsafe { mach_port_allocate(mach_task_self(), MACH_PORT_RIGHT_RECEIVE, &mut name) };
         mach_result("open a port for memory faults", result)?;
         let port = Port { name, pid: std::process::id(), open: AtomicBool::new(true) };
-        // SAFETY: numbers only. The port is ours; setting an exception port takes a send right.
-        let result = unsafe { mach_port_insert_right(mach_task_self(), name, name, MACH_MSG_TYPE_MAKE_SEND) };
+        // Setting an exception port takes a send right.
+        let result = mach_port_insert_right(mach_task_self(), name, name, MACH_MSG_TYPE_MAKE_SEND);
         mach_result("make a send right to the pager's port", result)?;
         Ok(port)
     }
@@ -151,8 +151,8 @@ impl Port {
     /// Destroys both rights. Whoever waits for an answer gets a failure from the kernel.
     fn close(&self) {
         if self.open.swap(false, Ordering::AcqRel) && !self.is_inherited() {
-            // SAFETY: numbers only. Both rights are ours and nobody uses the name after this: the threads are joined.
-            unsafe { mach_port_destruct(mach_task_self(), self.name, -1, 0) };
+            // Both rights are ours, and nobody uses the name after this: the threads are joined.
+            mach_port_destruct(mach_task_self(), self.name, -1, 0);
         }
     }
 }
@@ -190,8 +190,8 @@ fn serve(shared: &Shared, mut buffer: Box<Buffer>) {
             (MACH_RCV_INVALID_NAME | MACH_RCV_PORT_CHANGED | MACH_RCV_PORT_DIED, _) => return,
             (error, Some((to, _))) if is_send_error(error) => {
                 // Nobody waits any more: what is left of the right to answer goes, too.
-                // SAFETY: numbers only; the right was ours, and a failed send did not take it.
-                unsafe { mach_port_deallocate(mach_task_self(), to.name) };
+                // The right was ours, and a failed send did not take it.
+                mach_port_deallocate(mach_task_self(), to.name);
                 continue;
             }
             // Interrupted, or a message that is too large to be an exception and was destroyed.

@@ -11,17 +11,11 @@ pub use squib_sim::mach::*;
 mod apple {
     pub use mach2::exception_types::*;
     pub use mach2::kern_return::*;
-    pub use mach2::mach_init::mach_thread_self;
-    pub use mach2::mach_port::{mach_port_allocate, mach_port_deallocate, mach_port_destruct, mach_port_insert_right};
+    pub use mach2::mach_port::mach_port_allocate;
     pub use mach2::mach_types::thread_act_t;
     pub use mach2::message::*;
     pub use mach2::port::*;
-    pub use mach2::thread_act::thread_set_exception_ports;
     pub use mach2::thread_status::thread_state_flavor_t;
-    pub use mach2::traps::mach_task_self;
-
-    #[cfg(test)]
-    pub use mach2::task::task_set_exception_ports;
 
     /// `mach/mig_errors.h`; not in mach2.
     pub const MIG_BAD_ID: kern_return_t = -303;
@@ -31,6 +25,74 @@ mod apple {
     pub const ARM_THREAD_STATE64: thread_state_flavor_t = 6;
     /// `mach/arm/thread_status.h`; not in mach2.
     pub const THREAD_STATE_MAX: mach_msg_type_number_t = 1296;
+
+    // Calls that take and return numbers: rights are names in a table of the kernel's, which checks each. No memory of ours is
+    // involved, so they are as safe as in the stand-in.
+
+    /// The name of the own task.
+    pub fn mach_task_self() -> mach_port_t {
+        // SAFETY: reads a name that the C library keeps.
+        unsafe { mach2::traps::mach_task_self() }
+    }
+
+    /// A send right to the calling thread, to be given up.
+    pub fn mach_thread_self() -> mach_port_t {
+        // SAFETY: no arguments.
+        unsafe { mach2::mach_init::mach_thread_self() }
+    }
+
+    /// Gives the task a right under this name.
+    pub fn mach_port_insert_right(
+        task: mach_port_t,
+        name: mach_port_name_t,
+        right: mach_port_t,
+        disposition: mach_msg_type_name_t,
+    ) -> kern_return_t {
+        // SAFETY: numbers only.
+        unsafe { mach2::mach_port::mach_port_insert_right(task, name, right, disposition) }
+    }
+
+    /// Gives up one user reference.
+    pub fn mach_port_deallocate(task: mach_port_t, name: mach_port_name_t) -> kern_return_t {
+        // SAFETY: numbers only.
+        unsafe { mach2::mach_port::mach_port_deallocate(task, name) }
+    }
+
+    /// Destroys a receive right, and changes the count of send rights.
+    pub fn mach_port_destruct(
+        task: mach_port_t,
+        name: mach_port_name_t,
+        srdelta: mach_port_delta_t,
+        guard: mach2::vm_types::mach_port_context_t,
+    ) -> kern_return_t {
+        // SAFETY: numbers only.
+        unsafe { mach2::mach_port::mach_port_destruct(task, name, srdelta, guard) }
+    }
+
+    /// Sets the exception ports of a thread.
+    pub fn thread_set_exception_ports(
+        thread: thread_act_t,
+        mask: exception_mask_t,
+        new_port: mach_port_t,
+        behavior: exception_behavior_t,
+        flavor: thread_state_flavor_t,
+    ) -> kern_return_t {
+        // SAFETY: numbers only.
+        unsafe { mach2::thread_act::thread_set_exception_ports(thread, mask, new_port, behavior, flavor) }
+    }
+
+    /// Sets the exception ports of the task.
+    #[cfg(test)]
+    pub fn task_set_exception_ports(
+        task: mach_port_t,
+        mask: exception_mask_t,
+        new_port: mach_port_t,
+        behavior: exception_behavior_t,
+        flavor: thread_state_flavor_t,
+    ) -> kern_return_t {
+        // SAFETY: numbers only.
+        unsafe { mach2::task::task_set_exception_ports(task, mask, new_port, behavior, flavor) }
+    }
 
     unsafe extern "C" {
         /// `mach/thread_act.defs`; not in mach2.

@@ -32,8 +32,7 @@ impl ReplyTo {
 
 impl Drop for ReplyTo {
     fn drop(&mut self) {
-        // SAFETY: numbers only; the right is ours.
-        unsafe { mach_port_destruct(mach_task_self(), self.0, 0, 0) };
+        mach_port_destruct(mach_task_self(), self.0, 0, 0);
     }
 }
 

@@ -169,16 +169,13 @@ fn the_tasks_port_is_second_in_line() {
         };
         let debugger = MachPager::new(Arc::new(Decide(anything)), 1).expect("a pager");
         let behavior = (EXCEPTION_STATE | MACH_EXCEPTION_CODES) as i32;
-        // SAFETY: numbers only; the port lives as long as the process.
-        let result = unsafe {
-            task_set_exception_ports(
-                mach_task_self(),
-                EXC_MASK_BAD_ACCESS,
-                debugger.port(),
-                behavior,
-                ARM_THREAD_STATE64,
-            )
-        };
+        let result = task_set_exception_ports(
+            mach_task_self(),
+            EXC_MASK_BAD_ACCESS,
+            debugger.port(),
+            behavior,
+            ARM_THREAD_STATE64,
+        );
         assert_eq!(result, KERN_SUCCESS);
         let registered = pager.register_current_thread().expect("registered");
         assert_eq!(arena.read(0), Arena::byte(0), "the thread's port comes first");

@@ -158,8 +158,7 @@ fn a_registration_may_outlive_its_pager() {
 fn registering_and_dropping_leaves_no_rights_behind() {
     use super::super::sys::*;
     let pager = MachPager::new(Arena::new(1), 1).expect("a pager");
-    // SAFETY: no arguments; the right is given up below.
-    let thread = unsafe { mach_thread_self() };
+    let thread = mach_thread_self();
     let references = |name| {
         let mut count = 0;
         // SAFETY: the result goes to a local.
@@ -173,8 +172,7 @@ fn registering_and_dropping_leaves_no_rights_behind() {
         drop((one, two));
     }
     assert_eq!((references(pager.port()), references(thread)), before);
-    // SAFETY: the right from above.
-    unsafe { mach_port_deallocate(mach_task_self(), thread) };
+    mach_port_deallocate(mach_task_self(), thread);
 }
 
 #[test]
