@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::checked::CheckedBlocks;
 use crate::error::{Result, SnapshotError};
-use crate::fs::read_exact_at;
+use crate::fs::{read_exact_at, will_need};
 use crate::links;
 use crate::memory::PageReader;
 use crate::page_sums::{PageSums, Unreadable};
@@ -110,6 +110,20 @@ impl Chain {
     pub fn is_known_zero(&self, offset: u64, len: u64) -> bool {
         let end = offset.checked_add(len).filter(|end| *end <= self.ram_size);
         end.is_some_and(|end| links::known_zero(&self.links, self.ram_size, offset, end) == end)
+    }
+
+    /// Says that RAM at `[offset, offset + len)` will be read soon, checked: the system may read the blocks it lies in ahead. Returns at
+    /// once, and nothing depends on it.
+    pub fn read_ahead(&self, offset: u64, len: u64) {
+        let block = self.links[0].state_file().record().map_or(1, |record| record.memory.sums.block_size());
+        let end =
+            offset.saturating_add(len).checked_next_multiple_of(block).unwrap_or(self.ram_size).min(self.ram_size);
+        let mut at = offset / block * block;
+        while at < end {
+            let (link, stop) = self.locate(at, end);
+            will_need(self.links[link].memory_file(), at, stop - at);
+            at = stop;
+        }
     }
 
     /// Fills `buf` with RAM at `offset` as the files have it, unchecked.

@@ -235,6 +235,16 @@ pub(crate) fn open_read_write_no_follow(path: &Path) -> io::Result<File> {
     regular(options.open(path)?)
 }
 
+/// Asks the system to read a part of a file ahead. A hint: where it is not taken, nothing is lost.
+pub(crate) fn will_need(file: &File, offset: u64, len: u64) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+    #[cfg(target_os = "macos")]
+    let _ = rustix::fs::fcntl_rdadvise(file, offset, len);
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    let _ = (file, offset, len);
+}
+
 /// Opens a regular file for reading, through links but not through devices or pipes, which could block.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();

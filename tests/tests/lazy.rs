@@ -213,6 +213,38 @@ fn damage_that_only_streaming_meets_is_told_while_the_guest_runs_on() {
     assert_eq!(restore.end().0, Some(1));
 }
 
+/// Standard error is a terminal, standard output is not: a bar shows how much has come, and is gone at the end.
+#[test]
+fn a_bar_is_drawn_while_memory_streams_in() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::io::Read;
+    let directory = directory();
+    let (snapshot, _) = frozen(&directory, 1);
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).expect("granted");
+    unlockpt(&terminal).expect("unlocked");
+    let name = ptsname(&terminal, Vec::new()).expect("its name").into_string().expect("UTF-8");
+    let stderr = fs::File::options().read(true).write(true).open(name).expect("the other end");
+    let mut restore = std::process::Command::new(squib_tests::program());
+    restore.arg("restore").arg("--state").arg(&snapshot.state).arg("--memory-file").arg(&snapshot.memory);
+    restore.args(["--backend", "file", "--timeout", "200"]).env("TERM", "xterm").stderr(stderr);
+    restore.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let mut child = restore.spawn().expect("the program starts");
+    // Ours is the last hold on the other end but the child's.
+    drop(restore);
+    let (mut drawn, mut from) = (Vec::new(), fs::File::from(terminal));
+    let mut part = [0; 4096];
+    // When the last hold is gone, reading fails on Linux and ends elsewhere.
+    while let Ok(length @ 1..) = from.read(&mut part) {
+        drawn.extend(&part[..length]);
+    }
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    let drawn = String::from_utf8_lossy(&drawn);
+    assert!(drawn.contains("streaming ") && drawn.contains(" of 256.00 MiB"), "{drawn:?}");
+    let (_, after) = drawn.rsplit_once("of 256.00 MiB").expect("drawn");
+    assert!(after.contains("\u{1b}[2K") || after.contains("\u{1b}[K"), "the line is cleared: {after:?}");
+}
+
 /// What one run needed is recorded and brought first by the next. A file that is damaged, or of another snapshot, is told and left alone.
 #[test]
 fn a_working_set_is_recorded_and_used_and_never_fatal() {

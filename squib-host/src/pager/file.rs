@@ -54,6 +54,10 @@ impl PageSource for FileSource {
         }
     }
 
+    fn expect(&self, offset: u64, len: u64) {
+        self.chain.read_ahead(offset, len);
+    }
+
     fn known_zero(&self, offset: u64, len: u64) -> u64 {
         if self.chain.is_known_zero(offset, len) { len } else { 0 }
     }

@@ -4,6 +4,7 @@
 //! so that the first touch of each tells that it was worth bringing; when everything is here, all that is left is
 //! put within reach in large runs, and the pager is done. Faults go first: while one is being answered the prefetcher waits.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,8 @@ use crate::memory::GRANULE;
 
 /// Pages brought at a time; a fault on one of them waits for all.
 const CHUNK: u64 = 16;
+/// Bytes that the source is told of at a time, before they are asked for.
+const BLOCK: u64 = 2 << 20;
 /// Pages put within reach at a time, at the end.
 const SWEEP: u64 = 4096;
 /// How long the prefetcher stands back when a fault is being answered.
@@ -76,10 +79,26 @@ impl Run {
         let first = plan(&mut |offset| self.look(offset));
         let clip = |range: &Range<u64>| range.start.min(size)..range.end.min(size);
         let whole = 0..size;
+        self.expect(first.iter().map(clip));
         for range in first.iter().map(clip).chain([whole]) {
             self.bring(PageStates::pages(range.start, range.end.saturating_sub(range.start)));
         }
         self.sweep();
+    }
+
+    /// Tells the source what comes first: files are checked by blocks of 2 MiB, and the system can fetch several at a time.
+    fn expect(&self, first: impl Iterator<Item = Range<u64>>) {
+        let Some(source) = self.pager.source() else { return };
+        let mut told = HashSet::new();
+        for block in first.flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK)) {
+            if self.stopped() {
+                return;
+            }
+            let (offset, len) = (block * BLOCK, BLOCK.min(source.size() - block * BLOCK));
+            if told.insert(block) && source.known_zero(offset, len) < len {
+                source.expect(offset, len);
+            }
+        }
     }
 
     /// Eight bytes of RAM, brought for the purpose.

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
+use applevisor::prelude::HypervisorError;
+
 use super::monitor::Monitor;
 use super::source::{Origin, PageSource, SourceError};
 use super::state::{ABSENT, Claim, FILLED, POISONED, PageStates};
@@ -88,6 +90,17 @@ impl From<OpenError> for Error {
         match error {
             OpenError::Protect(source) => Error::System { action: "open pages of guest RAM".into(), source },
             OpenError::Other(error) => error,
+        }
+    }
+}
+
+impl OpenError {
+    /// Whether the system had no mapping left to split the guest view, or the hypervisor none for stage 2.
+    fn is_scarcity(&self) -> bool {
+        match self {
+            OpenError::Protect(source) => source.raw_os_error() == Some(libc::ENOMEM),
+            OpenError::Other(Error::Hypervisor { source, .. }) => *source == HypervisorError::NoResources,
+            OpenError::Other(_) => false,
         }
     }
 }
@@ -259,9 +272,7 @@ impl Pager {
         let start = (window.start..page).rev().take_while(|&before| self.take_cheap(before)).last().unwrap_or(page);
         let end = (page + 1..window.end).take_while(|&after| self.take_cheap(after)).last().unwrap_or(page) + 1;
         let around = match self.open_pages(start..end) {
-            Err(OpenError::Protect(source)) if source.raw_os_error() == Some(libc::ENOMEM) => {
-                self.open_block(page).map_err(OpenError::Other)?
-            }
+            Err(error) if error.is_scarcity() => self.open_scarce(page)?.saturating_sub(1),
             result => result.map(|()| end - start - 1)?,
         };
         self.counters.demanded(claim == Claim::Open);
@@ -270,9 +281,30 @@ impl Pager {
         Ok(())
     }
 
-    /// Puts a whole block within reach, bringing what is absent of it, and tells how many pages besides `page` that were. Linux
+    /// Puts the block of `page` within reach where mappings are scarce. Even a whole block may need one more than there are: then
+    /// the nearest block that gives some back is opened first.
+    fn open_scarce(&self, page: u64) -> Result<u64, OpenError> {
+        let scarce = match self.open_block(page) {
+            Err(error) if error.is_scarcity() => error,
+            result => return result,
+        };
+        let (here, blocks) = (page / BLOCK, self.states.count().div_ceil(BLOCK));
+        let split = |&block: &u64| {
+            let (first, end) = (block * BLOCK, ((block + 1) * BLOCK).min(self.states.count()));
+            self.states.stretch(first, end).1 < end
+        };
+        for block in (0..here).rev().chain(here + 1..blocks).filter(split) {
+            if let Ok(opened) = self.open_block(block * BLOCK) {
+                self.counters.around(opened);
+                return self.open_block(page);
+            }
+        }
+        Err(scarce)
+    }
+
+    /// Puts a whole block within reach, bringing what is absent of it, and tells how many pages that were. Linux
     /// has a limit on mappings, and every lone page that is opened costs two; a block that is open throughout costs none.
-    fn open_block(&self, page: u64) -> Result<u64> {
+    fn open_block(&self, page: u64) -> Result<u64, OpenError> {
         // One at a time: it waits for pages while it owns others, which nobody else does.
         let _one = self.block.lock().unwrap_or_else(PoisonError::into_inner);
         let start = page - page % BLOCK;
@@ -283,21 +315,18 @@ impl Pager {
             match self.own(page) {
                 Ok(ours) => owned[(page - start) as usize] = ours,
                 Err(error) => {
-                    result = Err(error);
+                    result = Err(OpenError::Other(error));
                     break;
                 }
             }
         }
         let (offset, end) = (start * GRANULE, (pages.end * GRANULE).min(self.ram().size()));
-        let opened = result.and_then(|()| {
-            let opened = self.ram().open(offset, end - offset);
-            opened.map_err(|source| Error::System { action: "open a block of guest RAM".into(), source })
-        });
+        let opened = result.and_then(|()| self.ram().open(offset, end - offset).map_err(OpenError::Protect));
         self.finish_block(start, &owned, opened)
     }
 
     /// Gives the pages of a block that are ours their new state, whether or not the block could be opened.
-    fn finish_block(&self, start: u64, owned: &[bool], mut result: Result<()>) -> Result<u64> {
+    fn finish_block(&self, start: u64, owned: &[bool], mut result: Result<(), OpenError>) -> Result<u64, OpenError> {
         let (mut at, mut count) = (start, 0);
         for run in owned.chunk_by(|a, b| a == b) {
             let pages = at..at + run.len() as u64;
@@ -306,12 +335,12 @@ impl Pager {
                 _ if !run[0] => {}
                 Ok(()) => {
                     count += run.len() as u64;
-                    result = self.publish(pages);
+                    result = self.publish(pages).map_err(OpenError::Other);
                 }
                 Err(_) => pages.for_each(|page| self.states.release(page, FILLED)),
             }
         }
-        result.map(|()| count.saturating_sub(1))
+        result.map(|()| count)
     }
 
     /// Makes a page ours and filled. `false` if it is present.

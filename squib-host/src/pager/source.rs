@@ -57,6 +57,11 @@ pub trait PageSource: Send + Sync + fmt::Debug {
         Quiet::Unable
     }
 
+    /// These bytes of RAM will be asked for soon. A hint, given once for each block of 2 MiB: must not wait for what it asks for.
+    fn expect(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// How far from `offset` on, at most `len` bytes, RAM is known to be zero without asking anyone. Allocates nothing and takes no lock.
     fn known_zero(&self, offset: u64, len: u64) -> u64 {
         let _ = (offset, len);

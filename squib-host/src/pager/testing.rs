@@ -22,6 +22,8 @@ pub struct TestSource {
     reads: Vec<AtomicU64>,
     /// Pages in the order in which they were read.
     order: Mutex<Vec<u64>>,
+    /// What was to be expected, by [`PageSource::expect`], and how many pages had been read by then.
+    pub expected: Mutex<Vec<(u64, usize)>>,
     /// The server is away.
     pub away: AtomicBool,
     /// Pages that are damaged.
@@ -36,6 +38,7 @@ impl TestSource {
             bytes,
             reads,
             order: Mutex::default(),
+            expected: Mutex::default(),
             away: AtomicBool::new(false),
             damaged: Mutex::default(),
         })
@@ -85,6 +88,11 @@ impl PageSource for TestSource {
         std::thread::yield_now();
         buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
         Ok(Origin::Server)
+    }
+
+    fn expect(&self, offset: u64, _len: u64) {
+        let read = self.order.lock().unwrap().len();
+        self.expected.lock().unwrap().push((offset, read));
     }
 
     fn known_zero(&self, offset: u64, len: u64) -> u64 {

@@ -180,6 +180,8 @@ mod tests {
         }
         drop(prefetcher);
         let first: Vec<u64> = [&TABLES[..], &[PC, SP, VECTORS, ELR, SP_EL0, FDT], &RINGS, &WORKING_SET].concat();
+        // All of it is in the first 2 MiB: the source is told once, when the tables are known and before anything else is read.
+        assert_eq!(*lazy.source.expected.lock().unwrap(), [(0, TABLES.len())]);
         let order = lazy.source.order();
         assert_eq!(order[..first.len()], first);
         // Every fourth page is zero: it is read only where its neighbours are.

@@ -63,8 +63,16 @@ impl Bench<'_> {
     }
 
     fn restore(&self, frozen: &Frozen, backend: &str) -> Result<Command> {
+        self.restore_with(frozen, backend, "ignore")
+    }
+
+    /// `working_set`: what a lazy restore does with it.
+    fn restore_with(&self, frozen: &Frozen, backend: &str, working_set: &str) -> Result<Command> {
         let mut command = child::myself()?;
         command.args(["restore", "--json", "--backend", backend]).arg("--state").arg(&frozen.state);
+        if matches!(backend, "file" | "uffd") {
+            command.args(["--working-set", working_set]);
+        }
         match backend {
             "uffd" => command.arg("--backend-path").arg(self.socket()),
             _ => command.arg("--memory-file").arg(&frozen.memory),
@@ -106,16 +114,24 @@ impl Bench<'_> {
         Ok(cases.iter().zip(times).map(start).collect())
     }
 
-    /// Until a typed line is answered.
-    pub fn answer(&self, frozen: &Frozen, backend: &'static str) -> Result<Answer> {
+    /// Records the working set of a guest that answers one line.
+    pub fn record(&self, frozen: &Frozen) -> Result<()> {
+        let mut command = self.restore_with(frozen, "file", "record")?;
+        let watched = Watched::spawn_typing(command.args(["--exit-on", ANSWER]), TYPED)?;
+        until_event(&watched, "working-set").map(drop)
+    }
+
+    /// Until a typed line is answered; with the recorded working set or without.
+    pub fn answer(&self, frozen: &Frozen, backend: &'static str, working_set: bool) -> Result<Answer> {
         let mut times = Vec::new();
+        let restore = || self.restore_with(frozen, backend, if working_set { "use" } else { "ignore" });
         let mut measure = |cold: bool| -> Result<Option<Duration>> {
             times.clear();
             for _ in 0..self.runs {
                 if cold && !forget(&frozen.memory)? {
                     return Ok(None);
                 }
-                let watched = Watched::spawn_typing(&mut self.restore(frozen, backend)?, TYPED)?;
+                let watched = Watched::spawn_typing(&mut restore()?, TYPED)?;
                 times.push(until_answer(&watched)?);
             }
             Ok(Some(median(times.clone())))
@@ -124,7 +140,7 @@ impl Bench<'_> {
         // The first run after the cold ones warms the cache up and is not counted.
         until_answer(&Watched::spawn_typing(&mut self.restore(frozen, "copy")?, TYPED)?)?;
         let hot = measure(false)?.unwrap_or_default();
-        Ok(Answer { backend, hot, cold })
+        Ok(Answer { backend, working_set, hot, cold })
     }
 
     /// Faults of a guest that answers one line, each of one page, nothing streamed.

@@ -71,6 +71,8 @@ struct Start {
 #[derive(Debug)]
 struct Answer {
     backend: &'static str,
+    /// The pages that another run had needed were streamed first.
+    working_set: bool,
     hot: Duration,
     /// `None` where the page cache cannot be emptied.
     cold: Option<Duration>,
@@ -143,9 +145,12 @@ fn measure(args: &Args, bench: &Bench<'_>, spinner: &Spinner) -> Result<Results>
     let frozen = frozen.ok_or_else(|| Error::Message("no snapshot was made".into()))?;
     let server = bench.serve(&frozen)?;
     let mut answers = Vec::new();
-    for backend in ["copy", "map", "file", "uffd"] {
+    bench.record(&frozen)?;
+    for (backend, working_set) in
+        [("copy", false), ("map", false), ("file", false), ("file", true), ("uffd", false), ("uffd", true)]
+    {
         spinner.say(&format!("until a line is answered, {backend}"));
-        answers.push(bench.answer(&frozen, backend)?);
+        answers.push(bench.answer(&frozen, backend, working_set)?);
     }
     let mut guest_faults = Vec::new();
     for backend in ["file", "uffd"] {

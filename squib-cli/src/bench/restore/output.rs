@@ -29,7 +29,7 @@ pub fn json(results: &Results, args: &Args) {
         .collect();
     let answers: Vec<_> = answers
         .iter()
-        .map(|a| json!({"backend": a.backend, "hot_us": micros(a.hot), "cold_us": a.cold.map(micros)}))
+        .map(|a| json!({"backend": a.backend, "working_set": a.working_set, "hot_us": micros(a.hot), "cold_us": a.cold.map(micros)}))
         .collect();
     let guest_faults: Vec<_> = guest_faults
         .iter()
@@ -75,10 +75,11 @@ pub fn table(results: &Results, args: &Args) {
         println!("largest RAM over smallest, {backend}: {:.2}", flatness(starts, backend));
     }
     println!("\nuntil a typed line is answered, {} MiB, median of {}", args.memory, args.runs);
-    println!("{:<10} {:>12} {:>12}", "backend", "hot", "cold");
+    println!("{:<20} {:>12} {:>12}", "backend", "hot", "cold");
     for answer in answers {
         let cold = answer.cold.map_or_else(|| "-".into(), millis);
-        println!("{:<10} {:>12} {:>12}", answer.backend, millis(answer.hot), cold);
+        let name = format!("{}{}", answer.backend, if answer.working_set { ", working set" } else { "" });
+        println!("{name:<20} {:>12} {:>12}", millis(answer.hot), cold);
     }
     println!("\none fault, 16 KiB, nothing streamed");
     println!("{:<24} {:>8} {:>12} {:>12}", "", "faults", "median", "99 %");
