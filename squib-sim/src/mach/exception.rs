@@ -18,6 +18,9 @@ const KINDS: usize = EXC_TYPES_COUNT as usize;
 #[derive(Default)]
 pub struct ExceptionPorts([AtomicU64; KINDS]);
 
+/// Kinds of exceptions that go the same way, and where.
+type Groups = Vec<(exception_mask_t, Action)>;
+
 /// Where one kind of exception goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Action {
@@ -60,8 +63,8 @@ impl ExceptionPorts {
     }
 
     /// The actions of the kinds in `mask`, those that are the same taken together.
-    fn groups(&self, mask: exception_mask_t) -> Vec<(exception_mask_t, Action)> {
-        let mut groups: Vec<(exception_mask_t, Action)> = Vec::new();
+    fn groups(&self, mask: exception_mask_t) -> Groups {
+        let mut groups = Groups::new();
         for (bit, word) in self.selected(mask) {
             let action = Action::unpack(word.load(Ordering::Acquire));
             match groups.iter_mut().find(|(_, seen)| *seen == action) {
@@ -110,29 +113,17 @@ impl Target {
         }
     }
 
-    /// # Safety
-    /// As [`Old::write`].
-    unsafe fn get(self, mask: exception_mask_t, old: Old) -> kern_return_t {
-        match with_ports(self, |ports| ports.groups(mask)) {
-            // SAFETY: the caller's promise.
-            Ok(groups) => unsafe { old.write(groups) },
-            Err(refusal) => refusal,
-        }
+    fn get(self, mask: exception_mask_t) -> Result<Groups, kern_return_t> {
+        with_ports(self, |ports| ports.groups(mask))
     }
 
-    /// # Safety
-    /// As [`Old::write`].
-    unsafe fn swap(self, mask: exception_mask_t, action: Action, old: Old) -> kern_return_t {
-        let swap = |ports: &ExceptionPorts| {
+    fn swap(self, mask: exception_mask_t, action: Action) -> Result<Groups, kern_return_t> {
+        check(mask, action)?;
+        with_ports(self, |ports| {
             let groups = ports.groups(mask);
             ports.set(mask, action);
             groups
-        };
-        match check(mask, action).and_then(|()| with_ports(self, swap)) {
-            // SAFETY: the caller's promise.
-            Ok(groups) => unsafe { old.write(groups) },
-            Err(refusal) => refusal,
-        }
+        })
     }
 }
 
@@ -170,11 +161,15 @@ struct Old {
 }
 
 impl Old {
-    /// Writes actions, as many as there is room for, with a new send right for every port.
+    /// Writes actions that were read, as many as there is room for, with a new send right for every port.
     ///
     /// # Safety
     /// The arrays have room for `*count` elements.
-    unsafe fn write(&self, groups: Vec<(exception_mask_t, Action)>) -> kern_return_t {
+    unsafe fn write(&self, read: Result<Groups, kern_return_t>) -> kern_return_t {
+        let groups = match read {
+            Ok(groups) => groups,
+            Err(refusal) => return refusal,
+        };
         // SAFETY: the caller's promise.
         let count = groups.len().min(unsafe { self.count.read() } as usize);
         for (at, (bits, action)) in groups.into_iter().enumerate().take(count) {
@@ -232,7 +227,7 @@ macro_rules! exception_port_calls {
             flavors: *mut thread_state_flavor_t,
         ) -> kern_return_t {
             // SAFETY: the caller's promise.
-            unsafe { Target::$target(target).get(mask, Old { masks, count, ports, behaviors, flavors }) }
+            unsafe { Old { masks, count, ports, behaviors, flavors }.write(Target::$target(target).get(mask)) }
         }
 
         #[doc = concat!("Sets the exception ports of ", $whose, " and reads the ones before, in one step.")]
@@ -254,7 +249,7 @@ macro_rules! exception_port_calls {
         ) -> kern_return_t {
             let action = Action { port: new_port, behavior, flavor };
             // SAFETY: the caller's promise.
-            unsafe { Target::$target(target).swap(mask, action, Old { masks, count, ports, behaviors, flavors }) }
+            unsafe { Old { masks, count, ports, behaviors, flavors }.write(Target::$target(target).swap(mask, action)) }
         }
     };
 }
