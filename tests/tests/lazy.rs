@@ -129,9 +129,9 @@ fn a_snapshot_of_a_partly_absent_machine_is_whole() {
         fs::hard_link(&first.state, &from.state).expect("linked");
         fs::hard_link(&first.memory, &from.memory).expect("linked");
         let to = if over_itself { from.clone() } else { Snapshot::new(&directory, "to") };
-        let middle = Squib::restore(&from)
-            .option("--backend", backend)
-            .arg("--no-stream")
+        let restore = Squib::restore(&from).option("--backend", backend);
+        let restore = if backend == "file" { restore.arg("--no-stream") } else { restore };
+        let middle = restore
             .option("--snapshot-on", "count 12")
             .option("--state-out", &to.state)
             .option("--memory-out", &to.memory)
