@@ -2,52 +2,103 @@
 //! fail, guests go on, and the first diff that finds room again is complete.
 
 use std::fs;
+use std::io::{self, PipeWriter, Write};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use squib_host::{ChainDir, DirtyGranule, Machine, MachineConfig, RestoreBackend, SaveTarget, SnapshotKind};
-use squib_tests::{Output, Shadow, Squib, all_to, bare_image, counted, run_for, turn};
+use squib_host::{
+    ChainDir, ConsoleConfig, ConsoleInput, DirtyGranule, Machine, MachineConfig, RestoreBackend, SaveTarget,
+    SnapshotKind, SnapshotReport,
+};
+use squib_tests::{Output, Shadow, Squib, all_to, bare_image, counted, turn};
 
 /// Names the directory to the test that runs in a namespace of its own.
 const INSIDE: &str = "SQUIB_TESTS_TMPFS";
-/// Where `storm.img` writes, from the start of RAM.
-const STORM: u64 = 16 << 20;
 
 fn link(directory: &Path, number: usize) -> SaveTarget {
     let file = |extension| directory.join(format!("{number:04}.{extension}"));
     SaveTarget { state: file("state"), memory: file("mem") }
 }
 
+/// A guest that stores to 256 random places in 16 MiB whenever it is told to: other pages each time, so that a page that is lost from a
+/// diff is not in the next one by chance.
+struct Storer {
+    machine: Machine,
+    typed: PipeWriter,
+    output: Output,
+}
+
+impl Storer {
+    fn boot(directory: &Path) -> Storer {
+        // The parameters of a round are behind the image's header: stride, stores, mask of random offsets, repetitions.
+        let mut image = fs::read(bare_image("sweep.img")).unwrap();
+        for (n, value) in [0, 256, (16 << 20) - 8, 1u64].into_iter().enumerate() {
+            image[64 + 8 * n..][..8].copy_from_slice(&value.to_le_bytes());
+        }
+        let kernel = directory.join("sweep.img");
+        fs::write(&kernel, image).unwrap();
+        let (output, (input, typed)) = (Output::default(), io::pipe().unwrap());
+        let mut config = MachineConfig { memory_mib: 64, ..MachineConfig::new(kernel) };
+        config.console = ConsoleConfig { input: ConsoleInput::Reader(Box::new(input)), ..output.console(&[]) };
+        (config.track_dirty_pages, config.dirty_granule) = (true, DirtyGranule::Page);
+        let mut storer = Storer { machine: Machine::boot(config).unwrap(), typed, output };
+        storer.machine.resume().unwrap();
+        storer.wait(1);
+        storer
+    }
+
+    fn rounds(&self) -> usize {
+        self.output.text().matches('.').count()
+    }
+
+    fn wait(&self, rounds: usize) {
+        let patience = Instant::now();
+        while self.rounds() < rounds {
+            assert!(patience.elapsed() < Duration::from_secs(60), "the guest does not go on: {}", self.output.text());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// One more round. The guest runs, and must be able to.
+    fn store(&mut self) {
+        let before = self.rounds();
+        self.machine.resume().unwrap();
+        self.typed.write_all(b"x").unwrap();
+        self.wait(before + 1);
+    }
+
+    /// A snapshot of the guest, which stands still for it; see [`Shadow::check`].
+    fn check(&mut self, shadow: &mut Shadow, kind: SnapshotKind, target: &SaveTarget) -> SnapshotReport {
+        self.machine.pause().unwrap();
+        shadow.check(&mut self.machine, kind, target)
+    }
+}
+
 /// Writes a chain into `directory`, in which `fill` leaves too little room and `free` makes enough again, over and over. `refusal` is
 /// what the system says.
 fn diffs_survive(directory: &Path, refusal: &str, fill: impl Fn(), free: impl Fn()) {
-    let (output, mut shadow) = (Output::default(), Shadow::default());
-    let mut config = MachineConfig::new(bare_image("storm.img"));
-    (config.memory_mib, config.cpus, config.console) = (32, 2, output.console(&["go\n"]));
-    (config.track_dirty_pages, config.dirty_granule) = (true, DirtyGranule::Adaptive);
-    let mut machine = Machine::boot(config).unwrap();
-    output.run_to_watch(&mut machine);
-    shadow.check(&mut machine, SnapshotKind::Full, &link(directory, 0));
+    let (elsewhere, mut shadow) = (tempfile::tempdir().unwrap(), Shadow::default());
+    let mut guest = Storer::boot(elsewhere.path());
+    guest.check(&mut shadow, SnapshotKind::Full, &link(directory, 0));
     for round in 1..6 {
-        run_for(&mut machine, Duration::from_millis(3));
-        let report = shadow.check(&mut machine, SnapshotKind::Diff, &link(directory, round));
+        guest.store();
+        let report = guest.check(&mut shadow, SnapshotKind::Diff, &link(directory, round));
         fill();
         for kind in [SnapshotKind::Diff, SnapshotKind::Full, SnapshotKind::Diff] {
-            let (before, next) = (storm(&machine), link(directory, round + 1));
-            std::thread::sleep(Duration::from_millis(3));
-            let error = machine.checkpoint(kind, &next).and_then(|pending| pending.wait()).unwrap_err().to_string();
+            guest.store();
+            let next = link(directory, round + 1);
+            let error =
+                guest.machine.checkpoint(kind, &next).and_then(|pending| pending.wait()).unwrap_err().to_string();
             assert!(error.contains(refusal), "{kind:?}: {error}");
-            assert_eq!(machine.last_snapshot(), Some(report.identity), "only a commit makes a parent");
-            std::thread::sleep(Duration::from_millis(3));
-            assert!(storm(&machine) != before, "the guest goes on");
+            assert_eq!(guest.machine.last_snapshot(), Some(report.identity), "only a commit makes a parent");
         }
+        guest.store();
         free();
-        machine.pause().unwrap();
     }
     let last = link(directory, 6);
-    shadow.check(&mut machine, SnapshotKind::Diff, &last);
-    drop(machine);
+    guest.check(&mut shadow, SnapshotKind::Diff, &last);
+    drop(guest);
     for backend in [RestoreBackend::Map, RestoreBackend::Copy, RestoreBackend::File] {
         let mut config = ChainDir::open(directory).unwrap().restore_config(None).unwrap();
         assert_eq!(config.diffs.last(), Some(&last));
@@ -62,13 +113,6 @@ fn diffs_survive(directory: &Path, refusal: &str, fill: impl Fn(), free: impl Fn
     assert!(strange.is_empty(), "left behind: {strange:?}");
 }
 
-/// What the guest is writing to.
-fn storm(machine: &Machine) -> Vec<u8> {
-    let mut bytes = vec![0; 4 << 20];
-    machine.read_ram(STORM, &mut bytes).unwrap();
-    bytes
-}
-
 /// The largest file that this process may write, in bytes.
 fn set_file_limit(bytes: Option<u64>) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -77,7 +121,7 @@ fn set_file_limit(bytes: Option<u64>) {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         assert_eq!(libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit), 0);
         limit.rlim_cur = bytes.map_or(limit.rlim_max, |bytes| bytes as libc::rlim_t);
-        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0, "{}", io::Error::last_os_error());
     }
 }
 
@@ -94,7 +138,6 @@ fn diffs_survive_a_limit_for_files() {
 #[cfg(target_os = "linux")]
 #[test]
 fn diffs_survive_a_full_disk() {
-    use std::io::Write;
     let _turn = turn();
     if let Some(directory) = std::env::var_os(INSIDE) {
         return on_tmpfs(Path::new(&directory));
@@ -131,7 +174,7 @@ fn diffs_survive_a_full_disk() {
     }
     // Past the harness, which hides what a test that passes prints.
     let text = format!("NOT TESTED: diffs on a full disk. No file system may be mounted here:\n{refusals}");
-    std::io::stderr().write_all(text.as_bytes()).unwrap();
+    io::stderr().write_all(text.as_bytes()).unwrap();
 }
 
 /// Printed by the run in the namespace when it has got to its end.
@@ -140,14 +183,14 @@ const ENDED: &str = "the full disk was survived";
 
 #[cfg(target_os = "linux")]
 fn on_tmpfs(directory: &Path) {
-    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "none"]).arg(directory).status();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=160m", "none"]).arg(directory).status();
     assert!(mount.expect("mount starts").success());
-    // Room for a part of what a diff of the storm holds.
+    // Room for a part of what a diff holds.
     let (filler, left) = (directory.join("filler.mem"), 1 << 20);
     let fill = || {
         let mut file = fs::File::create(&filler).unwrap();
-        let error = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        let error = io::copy(&mut io::repeat(1), &mut file).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         file.set_len(file.metadata().unwrap().len() - left).unwrap();
     };
     diffs_survive(directory, "No space left on device", fill, || fs::remove_file(&filler).unwrap());
@@ -162,7 +205,7 @@ fn counting(to: u32) -> Squib {
 fn moved_away(dir: &Path, away: &Path, file: &str) -> std::thread::JoinHandle<()> {
     let (dir, away, file) = (dir.to_owned(), away.to_owned(), dir.join(file));
     std::thread::spawn(move || {
-        let patience = std::time::Instant::now();
+        let patience = Instant::now();
         while !file.exists() && patience.elapsed() < Duration::from_secs(60) {
             std::thread::sleep(Duration::from_millis(10));
         }
