@@ -42,6 +42,9 @@ fn a_server_that_will_not_do_is_an_error_at_once() {
         }
         drop(server);
     }
+    let long = saved.file(&"x".repeat(200));
+    let error = RemoteSource::connect(quick(&long), saved.states()).expect_err("no such name").to_string();
+    assert!(error.contains("too long"), "{error}");
     std::os::unix::net::UnixListener::bind(saved.socket()).expect("bound");
     let error = saved.connect().expect_err("nobody listens").to_string();
     assert!(error.contains("nobody listens"), "{error}");

@@ -179,6 +179,7 @@ impl Link {
         let stream = UnixStream::connect(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "there is no such socket: is `squib page-server` running?".into(),
             io::ErrorKind::ConnectionRefused => "nobody listens there: is `squib page-server` running?".into(),
+            io::ErrorKind::InvalidInput => "this is too long for the name of a socket: choose a shorter one".into(),
             _ => e.to_string(),
         })?;
         let prepare = || {
