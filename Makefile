@@ -15,7 +15,7 @@ os := $(shell uname -s)
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint scripts docs unit macos macos-only conformance-report difftest bench bench-diff
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint scripts docs unit switches each-switch macos macos-only conformance-report difftest bench bench-diff
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ docs: ## the API documentation, broken links are errors
 
 unit: ## cargo test alone; the guests must be there
 	$(CARGO) test --locked --workspace --no-fail-fast $(features)
+
+switches: ## the stand-in's switches all at once, in two ways, under the tests that have machines
+	@FEATURES='$(features)' tests/switches.py harsh lenient
+
+each-switch: ## every position of every switch alone, under the same tests (an hour)
+	@FEATURES='$(features)' tests/switches.py
 
 macos: ## check, lint and link for aarch64-apple-darwin, and look into the Mach-O files; on any system
 	@[ -n "$(MACOS_CARGO)" ] || { echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; }

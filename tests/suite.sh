@@ -40,6 +40,10 @@ step root-disk make root-disk
 step fmt make fmt
 step lint make lint
 step unit env RUST_BACKTRACE=1 make unit
+if [ "$(uname -sm)" != "Darwin arm64" ] || [ -n "${SIM:-}" ]; then
+    # The framework has no switches.
+    step switches env RUST_BACKTRACE=1 make switches
+fi
 step docs make docs
 if [ -n "${MACOS_CARGO:-}" ]; then
     step macos make macos

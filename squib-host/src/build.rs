@@ -6,11 +6,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use applevisor::prelude::{
-    GicConfig, GicEnabled, HypervisorError, Vcpu, VirtualMachine, VirtualMachineConfig, VirtualMachineInstance,
-};
+use applevisor::prelude::{GicConfig, GicEnabled, Vcpu, VirtualMachine, VirtualMachineConfig, VirtualMachineInstance};
 
 use crate::clock::{self, WallClock};
 use crate::config::{ClockMode, ConsoleConfig, ConsoleInput, DirtyGranule, StopReason};
@@ -25,7 +22,7 @@ use crate::devices::{Attached, Bus, Device, InterruptController, IrqLine};
 use crate::error::{CREATE_VM, Error, HvContext, Result};
 use crate::fault::RamFaults;
 use crate::hv::stage2::MappedRam;
-use crate::hv::teardown::Teardown;
+use crate::hv::vm::{Teardown, patiently};
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::pager::{Net, PageSource, Pager, Prefetcher};
@@ -35,8 +32,6 @@ use crate::vcpu::control::{Cause, Control};
 use crate::vcpu::run::{Shared, VcpuThread};
 
 /// How often, and how long apart, a VM is asked for that the framework says is busy: the last one may still be going away.
-const BUSY_RETRIES: u32 = 100;
-const BUSY_WAIT: Duration = Duration::from_millis(50);
 /// The virtio-mmio slot of the entropy device; disks take the slots from 0 on.
 const RNG_SLOT: u32 = layout::VIRTIO_SLOTS - 1;
 /// Seed of a deterministic machine's entropy.
@@ -126,7 +121,7 @@ pub fn check_shape(memory_mib: u64, cpus: u32, disks: usize, clock: ClockMode) -
 
 fn create_vm(ram_size: u64) -> Result<VirtualMachineInstance<GicEnabled>> {
     let needed = 64 - (layout::RAM_BASE + ram_size - 1).leading_zeros();
-    for _ in 0..BUSY_RETRIES {
+    patiently(|| {
         let mut config = VirtualMachineConfig::new();
         if needed > VirtualMachineConfig::get_default_ipa_size().hv("tell its address size")? {
             let max = VirtualMachineConfig::get_max_ipa_size().hv("tell its largest address size")?;
@@ -139,12 +134,8 @@ fn create_vm(ram_size: u64) -> Result<VirtualMachineInstance<GicEnabled>> {
             }
             config.set_ipa_size(max).hv("set the address size")?;
         }
-        match VirtualMachine::with_gic(config, gic_config()?) {
-            Err(HypervisorError::Busy) => std::thread::sleep(BUSY_WAIT),
-            result => return result.hv(format!("{CREATE_VM} with a GIC")),
-        }
-    }
-    Err(HypervisorError::Busy).hv(CREATE_VM)
+        VirtualMachine::with_gic(config, gic_config()?).hv(format!("{CREATE_VM} with a GIC"))
+    })
 }
 
 fn gic_config() -> Result<GicConfig> {

@@ -2,7 +2,7 @@
 //!
 //! Defaults are the best-supported reading of the public facts; the other positions exist so that a host can be shown
 //! not to depend on them. A switch is set by [`configure`], or by `SQUIB_SIM="clock=deterministic,wfx-exits=on"`, and is
-//! read once, when the virtual machine is created.
+//! read once, when the virtual machine is created. `SQUIB_SIM=harsh` and `SQUIB_SIM=lenient` turn many at once: [`PRESETS`].
 
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -30,7 +30,7 @@ pub enum ConfigError {
         /// Its positions.
         choices: String,
     },
-    /// An item without `=`.
+    /// An item without `=` that is no preset.
     #[error("SQUIB_SIM: `{0}` is not of the form switch=position")]
     Malformed(String),
 }
@@ -49,6 +49,11 @@ trait Positions: Sized + Copy + PartialEq + 'static {
 
     fn name(self) -> String {
         Self::NAMES.iter().find(|(_, value)| *value == self).map_or_else(String::new, |(name, _)| (*name).to_owned())
+    }
+
+    /// The other positions.
+    fn others(self) -> Vec<String> {
+        Self::NAMES.iter().filter(|(_, value)| *value != self).map(|(name, _)| (*name).to_owned()).collect()
     }
 }
 
@@ -70,6 +75,10 @@ impl Positions for u32 {
 
     fn name(self) -> String {
         self.to_string()
+    }
+
+    fn others(self) -> Vec<String> {
+        Vec::new()
     }
 }
 
@@ -217,6 +226,14 @@ macro_rules! switches {
                 Ok(())
             }
 
+            /// Every position of every switch but the defaults, each in the form `SQUIB_SIM` takes; of a numeric one, a telling number.
+            pub fn alternatives() -> Vec<String> {
+                let default = Config::default();
+                let mut all: Vec<String> = NUMBERS.map(str::to_owned).into();
+                $(all.extend(Positions::others(default.$field).into_iter().map(|name| format!("{}={name}", $key)));)*
+                all
+            }
+
             /// Every switch with its position, in the form `SQUIB_SIM` takes.
             pub fn describe(&self) -> String {
                 let mut text = String::new();
@@ -275,10 +292,28 @@ switches! {
     fault_details: FaultDetails = FaultDetails::Architectural, "fault-details";
 }
 
+/// For [`Config::alternatives`].
+const NUMBERS: [&str; 2] = ["busy=2", "max-ipa=36"];
+
+/// Two ways to turn all switches at once that a host must not depend on; together they have every alternative position of those. Not
+/// among them are `clock`, `hypervisor` and `gic-state-refused`: with the last two a machine, or a restore, is refused as it must be.
+pub const PRESETS: [(&str, &str); 2] = [
+    (
+        "harsh",
+        "vtimer-exits=on,wfx-exits=on,gic-mmio-exits=on,overlapping-map=error,wrong-thread=denied,prot-none-map=error,\
+         host-mprotect=on,busy=2,lost-exits=on,counter=1ghz,ivac-needs-write=on,fault-details=vague",
+    ),
+    ("lenient", "overlapping-map=replace,wrong-thread=works,host-remap=on,granule=4k,max-ipa=36"),
+];
+
 impl Config {
-    /// Applies a list `switch=position,switch=position` to `self`. Empty items are skipped.
+    /// Applies a list `switch=position,switch=position` to `self`; the name of a preset stands for its list. Empty items are skipped.
     pub fn apply(&mut self, list: &str) -> Result<(), ConfigError> {
         for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            if let Some((_, preset)) = PRESETS.iter().find(|(name, _)| *name == item) {
+                self.apply(preset)?;
+                continue;
+            }
             let (key, value) = item.split_once('=').ok_or_else(|| ConfigError::Malformed(item.to_owned()))?;
             self.set(key.trim(), value.trim())?;
         }
@@ -333,6 +368,23 @@ mod tests {
         assert_eq!(text.split(',').count(), Config::KEYS.len());
         again.apply(&text).unwrap();
         assert_eq!(again, config);
+    }
+
+    #[test]
+    fn the_presets_turn_everything_a_host_must_put_up_with() {
+        let turned: Vec<&str> = PRESETS.iter().flat_map(|(_, list)| list.split(',')).collect();
+        let alone = ["clock", "hypervisor", "gic-state-refused"];
+        for position in Config::alternatives() {
+            let key = position.split('=').next().unwrap();
+            assert_ne!(turned.contains(&position.as_str()), alone.contains(&key), "{position}");
+            assert!(Config::KEYS.contains(&key));
+        }
+        for key in Config::KEYS {
+            assert!(Config::alternatives().iter().any(|position| position.starts_with(&format!("{key}="))), "{key}");
+        }
+        let mut config = Config::default();
+        config.apply("harsh,wfx-exits=off").unwrap();
+        assert!(config.vtimer_exits && !config.wfx_exits);
     }
 
     #[test]

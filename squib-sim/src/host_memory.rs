@@ -290,8 +290,25 @@ mod protection {
         })
     }
 
+    /// How often the list is read again while it changes.
+    const TRIES: u32 = 8;
+
     fn maps() -> String {
         std::fs::read_to_string("/proc/self/maps").unwrap_or_default()
+    }
+
+    /// The list as it was at one moment, if one without changes can be found: the kernel gives it out in pieces, and what other threads
+    /// do to their mappings in between tears it.
+    fn settled_maps() -> String {
+        let mut last = maps();
+        for _ in 0..TRIES {
+            let again = maps();
+            if again == last {
+                break;
+            }
+            last = again;
+        }
+        last
     }
 
     /// The protection of the process's address space, at one moment.
@@ -301,7 +318,8 @@ mod protection {
     impl Protections {
         /// As it is now.
         pub fn read() -> Protections {
-            Protections(maps().lines().filter_map(parse).map(|found| (found.start, found.end, found.perms)).collect())
+            let maps = settled_maps();
+            Protections(maps.lines().filter_map(parse).map(|found| (found.start, found.end, found.perms)).collect())
         }
 
         /// The protection at `address`; `None` if nothing is mapped there.
@@ -316,6 +334,12 @@ mod protection {
             if size <= GRANULE && readable(address) {
                 return Ok(HostProtection::Readable);
             }
+            // A torn list shows gaps where there are none.
+            let mut tries = (0..TRIES).map(|_| Protections::look(address, size));
+            tries.find(Result::is_ok).unwrap_or(Err(HostMemoryError::NotOneObject))
+        }
+
+        fn look(address: *const u8, size: usize) -> Result<HostProtection, HostMemoryError> {
             let (start, end) = (address as u64, address as u64 + size as u64);
             let mut answer = HostProtection::Readable;
             let mut before: Option<Mapping> = None;

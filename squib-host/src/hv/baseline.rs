@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use applevisor::prelude::{Reg, Vcpu, VirtualMachine};
+use applevisor::prelude::{Reg, Vcpu};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::exit::{DataAbort, Exit};
 use super::stage2::{MappedRam, Permission};
-use super::teardown::Teardown;
+use super::vm::BareVm;
 use crate::error::{Error, HvContext, Result};
 use crate::layout::{RAM_BASE, UART};
 use crate::memory::GuestRam;
@@ -32,13 +32,12 @@ pub fn protect_and_resume(
     free: usize,
     rounds: usize,
 ) -> Result<Vec<Duration>> {
-    let vm = VirtualMachine::new().hv("create a virtual machine")?;
-    let _teardown = Teardown::new();
+    let machine = BareVm::create()?;
     let ram = GuestRam::new(RAM_BASE, memory_mib << 20, false)?;
     let write = ram.guest_memory()?.write_slice(image, GuestAddress(RAM_BASE));
     write.map_err(|_| Error::GuestMemory { what: "the baseline", address: RAM_BASE, len: image.len() as u64 })?;
     let mapped = MappedRam::whole(ram)?;
-    let vcpu = vm.vcpu_create().hv("create a vCPU")?;
+    let vcpu = machine.vm.vcpu_create().hv("create a vCPU")?;
     let registers = [(Reg::CPSR, CPSR), (Reg::PC, RAM_BASE)];
     registers.into_iter().try_for_each(|(reg, value)| vcpu.set_reg(reg, value)).hv("set a register")?;
     let (mut times, mut digits) = (Vec::new(), String::new());

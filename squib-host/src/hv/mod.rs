@@ -7,4 +7,4 @@ pub mod gic_state;
 pub mod probe;
 pub mod simd;
 pub mod stage2;
-pub mod teardown;
+pub mod vm;

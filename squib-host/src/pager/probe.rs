@@ -7,14 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use applevisor::prelude::{GicDisabled, Reg, Vcpu, VirtualMachine, VirtualMachineInstance};
+use applevisor::prelude::{Reg, Vcpu};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Cause, Net, PageSource, Pager, PagerStats};
 use crate::error::{Error, HvContext, Result};
 use crate::hv::exit::Exit;
 use crate::hv::stage2::MappedRam;
-use crate::hv::teardown::Teardown;
+use crate::hv::vm::BareVm;
 use crate::layout::{self, RAM_BASE};
 use crate::memory::object::{Mapping, MemoryObject};
 use crate::memory::{GRANULE, GuestMemory, GuestRam};
@@ -31,8 +31,7 @@ pub struct LazyMemory {
     _net: Arc<Net>,
     pager: Arc<Pager>,
     ram: Arc<GuestRam>,
-    vm: VirtualMachineInstance<GicDisabled>,
-    _teardown: Teardown,
+    machine: BareVm,
 }
 
 impl LazyMemory {
@@ -41,12 +40,12 @@ impl LazyMemory {
     /// # Errors
     /// [`Error::Hypervisor`] if there can be no virtual machine now; [`Error::System`] if there is no memory.
     pub fn new(source: Arc<dyn PageSource>) -> Result<LazyMemory> {
-        let vm = VirtualMachine::new().hv("create a virtual machine")?;
+        let machine = BareVm::create()?;
         let ram = GuestRam::absent(RAM_BASE, source.size(), false)?;
         let pager = Pager::new(Arc::new(MappedRam::absent(Arc::clone(&ram))), source, 1)?;
         let net = Arc::new(Net::spread(&pager)?);
         ram.set_net(Arc::downgrade(&net));
-        Ok(LazyMemory { _net: net, pager, ram, vm, _teardown: Teardown::new() })
+        Ok(LazyMemory { _net: net, pager, ram, machine })
     }
 
     /// The calling thread's way to the RAM.
@@ -67,7 +66,7 @@ impl LazyMemory {
         let failed = |_| Error::GuestMemory { what: "a probe", address: layout::PROBE, len: 12 };
         code.guest_memory()?.write_obj(LOAD, GuestAddress(layout::PROBE)).map_err(failed)?;
         let _code = MappedRam::whole(code)?;
-        let vcpu = self.vm.vcpu_create().hv("create a vCPU")?;
+        let vcpu = self.machine.vm.vcpu_create().hv("create a vCPU")?;
         for (register, value) in [(Reg::CPSR, CPSR), (Reg::PC, layout::PROBE)] {
             vcpu.set_reg(register, value).hv("set a register")?;
         }

@@ -4,11 +4,10 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use applevisor::prelude::{GicDisabled, VirtualMachine, VirtualMachineInstance};
-
 use super::source::{Origin, PageSource, SourceError};
 use super::{PageStates, Pager};
 use crate::hv::stage2::MappedRam;
+use crate::hv::vm::BareVm;
 use crate::memory::{GRANULE, GuestRam};
 
 /// IPA of the RAM.
@@ -116,7 +115,7 @@ pub struct LazyRam {
     pub ram: Arc<GuestRam>,
     /// Where its pages come from.
     pub source: Arc<TestSource>,
-    _vm: VirtualMachineInstance<GicDisabled>,
+    _vm: BareVm,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -124,7 +123,7 @@ impl LazyRam {
     /// RAM with these bytes.
     pub fn new(source: Arc<TestSource>, fault_around: u32) -> LazyRam {
         let turn = turn();
-        let vm = VirtualMachine::new().unwrap();
+        let vm = BareVm::create().unwrap();
         let ram = GuestRam::absent(BASE, source.size(), true).unwrap();
         let mapped = Arc::new(MappedRam::absent(Arc::clone(&ram)));
         let pager = Pager::new(mapped, Arc::clone(&source) as Arc<dyn PageSource>, fault_around).unwrap();

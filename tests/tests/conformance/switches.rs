@@ -11,7 +11,7 @@ use applevisor::prelude::*;
 use applevisor_sys::*;
 use squib_sim::Config;
 use squib_sim::config::{
-    ClockMode, CounterFrequency, FaultDetails, Granule, Hypervisor, OverlappingMap, ProtNoneMap, WrongThread,
+    ClockMode, CounterFrequency, FaultDetails, Granule, Hypervisor, OverlappingMap, PRESETS, ProtNoneMap, WrongThread,
 };
 
 use crate::asm::*;
@@ -139,35 +139,13 @@ fn register_calls_from_another_thread_are_denied_or_work() {
     }
 }
 
-/// Every position of every switch but the defaults.
-const POSITIONS: [&str; 18] = [
-    "vtimer-exits=on",
-    "wfx-exits=on",
-    "gic-mmio-exits=on",
-    "overlapping-map=error",
-    "overlapping-map=replace",
-    "wrong-thread=denied",
-    "wrong-thread=works",
-    "prot-none-map=error",
-    "host-mprotect=on",
-    "host-remap=on",
-    "busy=2",
-    "lost-exits=on",
-    "counter=1ghz",
-    "max-ipa=36",
-    "gic-state-refused=on",
-    "granule=4k",
-    "ivac-needs-write=on",
-    "fault-details=vague",
-];
-
 #[test]
 fn the_whole_suite_passes_in_every_position() {
     // The clock is no unknown of the framework's, and without a hypervisor nothing passes (A3-08 turns that one).
-    for key in Config::KEYS.iter().filter(|key| !["clock", "hypervisor"].contains(key)) {
-        assert!(POSITIONS.iter().any(|position| position.split('=').next() == Some(key)), "{key} is not turned");
-    }
-    let left = Mutex::new(POSITIONS.iter());
+    let counts = |position: &String| !["clock", "hypervisor"].iter().any(|key| position.starts_with(key));
+    let mut positions: Vec<String> = Config::alternatives().into_iter().filter(counts).collect();
+    positions.extend(PRESETS.map(|(name, _)| name.to_owned()));
+    let left = Mutex::new(positions.iter());
     let next = || left.lock().unwrap().next();
     let threads = thread::available_parallelism().map_or(1, |count| count.get());
     thread::scope(|scope| {
