@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, PipeWriter, Write};
 use std::path::Path;
+#[cfg(target_os = "linux")]
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use squib_host::{
 use squib_tests::{Output, Shadow, Squib, all_to, bare_image, counted, turn};
 
 /// Names the directory to the test that runs in a namespace of its own.
+#[cfg(target_os = "linux")]
 const INSIDE: &str = "SQUIB_TESTS_TMPFS";
 
 fn link(directory: &Path, number: usize) -> SaveTarget {
