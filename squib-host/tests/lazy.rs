@@ -143,6 +143,8 @@ impl Vague {
         #[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
         {
             let mut config = squib_sim::Config::default();
+            // Beside those the whole suite is being run with.
+            config.apply(&std::env::var("SQUIB_SIM").unwrap_or_default()).unwrap();
             config.apply(switch).unwrap();
             squib_sim::configure(config);
         }

@@ -301,9 +301,9 @@ pub const PRESETS: [(&str, &str); 2] = [
     (
         "harsh",
         "vtimer-exits=on,wfx-exits=on,gic-mmio-exits=on,overlapping-map=error,wrong-thread=denied,prot-none-map=error,\
-         host-mprotect=on,busy=2,lost-exits=on,counter=1ghz,ivac-needs-write=on,fault-details=vague",
+         host-mprotect=on,busy=2,lost-exits=on,counter=1ghz,fault-details=vague",
     ),
-    ("lenient", "overlapping-map=replace,wrong-thread=works,host-remap=on,granule=4k,max-ipa=36"),
+    ("lenient", "overlapping-map=replace,wrong-thread=works,host-remap=on,ivac-needs-write=on,granule=4k,max-ipa=36"),
 ];
 
 impl Config {
