@@ -6,6 +6,7 @@
 pub mod facts;
 mod machines;
 mod shadow;
+pub mod switches;
 mod watched;
 
 use std::ffi::OsStr;

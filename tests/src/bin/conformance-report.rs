@@ -4,8 +4,9 @@
 //! conformance-report BUILD_MESSAGES OUTPUT_DIRECTORY
 //! ```
 //!
-//! `BUILD_MESSAGES` are those of `cargo test --no-run --message-format json`, which say where the suite is. `make conformance-report` calls it. On Apple silicon the suite meets Hypervisor.framework: one run there says which facts the
-//! stand-in has wrong. Ends with 1 when a fact is refuted.
+//! `BUILD_MESSAGES` are those of `cargo test --no-run --message-format json`, which say where the suite is. `make conformance-report`
+//! calls it. On Apple silicon the suite meets Hypervisor.framework: one run there says which facts the stand-in has wrong, and with
+//! which `SQUIB_SIM` it behaves like that machine. Ends with 1 when a fact is refuted.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use squib_tests::facts::{self, Checked, FACTS};
+use squib_tests::switches::{self, Finding};
 
 /// A test that takes longer hangs, as guests on a framework that behaves differently may.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -29,6 +31,8 @@ struct Run {
     reason: String,
     /// What it found where the facts are open.
     probes: Vec<String>,
+    /// Where it found the stand-in's switches, as it said so.
+    switches: Vec<String>,
 }
 
 /// What is said of one fact.
@@ -82,14 +86,16 @@ fn report(suite: &Path, directory: &Path) -> Result<bool, String> {
     let host = host();
     println!("\n{host}\n{}; {} tests of no single fact, {failed} failed", summary.join(", "), unnamed.len());
     unnamed.iter().filter(|run| !run.passed).for_each(|run| println!("failed: {}: {}", run.name, run.reason));
+    let findings = switches::findings(runs.iter().flat_map(|run| &run.switches).map(String::as_str));
+    println!("\n{}", switch_lines(&findings));
     let write = |name: &str, text: String| {
         let path = directory.join(name);
         std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
         println!("written: {}", path.display());
         Ok::<_, String>(())
     };
-    write("report.json", format!("{:#}\n", as_json(&host, &rows, &runs)))?;
-    write("report.md", as_markdown(&host, &rows))?;
+    write("report.json", format!("{:#}\n", as_json(&host, &rows, &runs, &findings)))?;
+    write("report.md", as_markdown(&host, &rows, &findings))?;
     Ok(runs.iter().all(|run| run.passed))
 }
 
@@ -125,6 +131,7 @@ fn run(suite: &Path, name: String) -> Result<Run, String> {
     };
     let (output, errors) = (output.join().unwrap_or_default(), errors.join().unwrap_or_default());
     let probes = output.lines().filter_map(|line| Some(line.split_once("probe: ")?.1.to_owned())).collect();
+    let switches = output.lines().filter(|line| switches::said(line).is_some()).map(str::to_owned).collect();
     let reason = match ended {
         None => format!("did not end within {} s", PATIENCE.as_secs()),
         Some(status) if !status.success() => {
@@ -134,7 +141,7 @@ fn run(suite: &Path, name: String) -> Result<Run, String> {
         }
         Some(_) => String::new(),
     };
-    Ok(Run { name, passed: ended.is_some_and(|status| status.success()), reason, probes })
+    Ok(Run { name, passed: ended.is_some_and(|status| status.success()), reason, probes, switches })
 }
 
 fn text(from: &mut impl Read) -> String {
@@ -182,21 +189,55 @@ fn host() -> String {
     line
 }
 
-fn as_json(host: &str, rows: &[Row], runs: &[Run]) -> Value {
+fn as_json(host: &str, rows: &[Row], runs: &[Run], findings: &[Finding]) -> Value {
     let rows = rows
         .iter()
         .map(|row| json!({ "fact": row.label, "text": row.text, "verdict": row.verdict, "details": row.details }));
     let runs = runs
         .iter()
         .map(|run| json!({ "test": run.name, "passed": run.passed, "reason": run.reason, "probes": run.probes }));
-    json!({ "host": host, "facts": rows.collect::<Vec<_>>(), "tests": runs.collect::<Vec<_>>() })
+    let switches = findings.iter().map(|Finding { switch, position }| {
+        let (position, unknown) = (position.as_ref().ok(), position.as_ref().err());
+        json!({ "switch": switch.key, "position": position, "unknown": unknown, "default": switch.default, "fact": switch.probe.ok() })
+    });
+    json!({
+        "host": host,
+        "facts": rows.collect::<Vec<_>>(),
+        "switches": switches.collect::<Vec<_>>(),
+        "SQUIB_SIM": switches::setting(findings),
+        "tests": runs.collect::<Vec<_>>(),
+    })
 }
 
-fn as_markdown(host: &str, rows: &[Row]) -> String {
+fn as_markdown(host: &str, rows: &[Row], findings: &[Finding]) -> String {
     let mut text = format!("# Conformance report\n\n{host}\n\n| fact | verdict | text | found |\n|---|---|---|---|\n");
     for row in rows {
         let details = row.details.join("; ").replace('|', "\\|");
         let _ = writeln!(text, "| {} | {} | {} | {details} |", row.label, row.verdict, row.text);
     }
+    let _ = write!(text, "\n## Switches\n\n| switch | here | stand-in's default | fact |\n|---|---|---|---|\n");
+    for Finding { switch, position } in findings {
+        let here = position.as_ref().unwrap_or_else(|why| why).replace('|', "\\|");
+        let _ =
+            writeln!(text, "| {} | {here} | {} | {} |", switch.key, switch.default, switch.probe.unwrap_or_default());
+    }
+    let _ = write!(text, "\n{}\n", behaves_like(findings));
     text
+}
+
+/// The switches that are not where the stand-in has them, or not known; then the setting that is this machine.
+fn switch_lines(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { switch, position } in findings {
+        let _ = match position {
+            Ok(position) if position == switch.default => Ok(()),
+            Ok(position) => writeln!(text, "switch {}: {position} (default: {})", switch.key, switch.default),
+            Err(why) => writeln!(text, "switch {}: {why}", switch.key),
+        };
+    }
+    text + &behaves_like(findings)
+}
+
+fn behaves_like(findings: &[Finding]) -> String {
+    format!("The stand-in behaves like this machine with SQUIB_SIM={}", switches::setting(findings))
 }

@@ -187,6 +187,7 @@ fn a2_07_a2_08_with_a_gic_the_timer_is_ppi_27() {
             }
         }
     }
+    switch_is_on("vtimer-exits", exits > 0);
     probe(
         "VTIMER_ACTIVATED with a GIC",
         if exits == 0 { "never" } else { "comes, masks itself, and the PPI comes too" },
@@ -198,6 +199,11 @@ fn a2_07_a2_08_with_a_gic_the_timer_is_ppi_27() {
 fn a2_09_a2_10_a2_11_the_counter_counts_at_the_frequency_it_names() {
     let frequency = frequency();
     probe("CNTFRQ_EL0", format_args!("{frequency} Hz"));
+    match frequency {
+        24_000_000 => switch("counter", "24mhz"),
+        1_000_000_000 => switch("counter", "1ghz"),
+        other => switch("counter", format_args!("{other} Hz")),
+    }
     let guest = guest(&[mrs(0, CNTVCT_EL0), hvc(1), mrs(1, CNTVCT_EL0), hvc(2)]);
     guest.run_to(1);
     let start = now();

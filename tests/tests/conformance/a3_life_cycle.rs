@@ -27,6 +27,29 @@ fn a3_01_one_virtual_machine_a_process() {
 }
 
 #[test]
+fn a3_01_creation_is_answered() {
+    let _turn = Turn::take();
+    let mut busy = 0;
+    let vm = patiently(|| {
+        let vm = VirtualMachine::new();
+        busy += u32::from(vm.as_ref().err() == Some(&HypervisorError::Busy));
+        vm
+    });
+    switch(
+        "hypervisor",
+        match vm.as_ref().err() {
+            None => "allowed".to_owned(),
+            Some(HypervisorError::Denied) => "denied".to_owned(),
+            Some(HypervisorError::Unsupported) => "missing".to_owned(),
+            Some(other) => format!("{other:?}"),
+        },
+    );
+    let vm = vm.unwrap();
+    switch("busy", busy);
+    drop(vm);
+}
+
+#[test]
 fn a3_01_without_one_there_is_no_device() {
     let _turn = Turn::take();
     let (mut vcpu, mut exit) = (0, std::ptr::null());
@@ -75,7 +98,17 @@ fn a3_03_register_calls_from_another_thread_do_not_crash() {
                 ]
             };
             let names: BTreeSet<String> = codes.map(name).into();
-            probe("calls from a thread that does not own the vCPU", names.into_iter().collect::<Vec<_>>().join(", "));
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            switch(
+                "wrong-thread",
+                match names.as_str() {
+                    "HV_BAD_ARGUMENT" => "bad-argument",
+                    "HV_DENIED" => "denied",
+                    "HV_SUCCESS" => "works",
+                    other => other,
+                },
+            );
+            probe("calls from a thread that does not own the vCPU", names);
         });
     });
     guest.run_to(1);
@@ -87,6 +120,7 @@ fn a3_04_an_exit_before_the_run_ends_the_run() {
     let exit = || guest.vm.vcpus_exit(&[guest.vcpu.get_handle()]).unwrap();
     exit();
     let first = guest.run();
+    switch_is_on("lost-exits", first.reason != ExitReason::CANCELED);
     probe("an exit asked for before the run", if first.reason == ExitReason::CANCELED { "latched" } else { "lost" });
     if first.reason == ExitReason::CANCELED {
         assert_eq!(guest.pc(), RAM);
@@ -271,6 +305,7 @@ fn unentitled(_: &Path) -> Command {
 fn a3_09_ipa_sizes() {
     let mut config = VirtualMachineConfig::new();
     let maximum = VirtualMachineConfig::get_max_ipa_size().unwrap();
+    switch("max-ipa", maximum);
     let default = VirtualMachineConfig::get_default_ipa_size().unwrap();
     assert!(default <= maximum);
     assert_eq!(config.set_ipa_size(maximum), Ok(()));

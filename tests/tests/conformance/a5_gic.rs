@@ -209,6 +209,7 @@ fn a5_07_the_guest_reaches_the_frames_with_or_without_exits() {
         hvc(1),
     ]);
     let exit = guest.run();
+    switch_is_on("gic-mmio-exits", exit.exception.syndrome >> 26 == ec::DATA_ABORT);
     if exit.exception.syndrome >> 26 == ec::DATA_ABORT {
         probe("guest accesses to the GIC's frames", "exit as data aborts");
         assert_eq!((exit.exception.physical_address, guest.pc() & 3), (GICD + 4, 0));
@@ -318,10 +319,9 @@ fn a5_09_state_is_opaque_whole_and_checked() {
     let size = state.size().unwrap();
     let mut data = vec![0; size];
     state.get(&mut data).unwrap();
-    probe(
-        "hv_gic_set_state of this system's own state",
-        if accepted(&mut state, &data) { "accepted" } else { "refused" },
-    );
+    let accepted = accepted(&mut state, &data);
+    switch_is_on("gic-state-refused", !accepted);
+    probe("hv_gic_set_state of this system's own state", if accepted { "accepted" } else { "refused" });
     let bad = Err(HypervisorError::BadArgument);
     assert_eq!(state.set(&data[..size - 0x10]), bad);
     assert_eq!(state.set(&[]), bad);

@@ -31,6 +31,8 @@ pub const MSI_COUNT: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a guest is watched that is expected to do nothing.
 const A_MOMENT: Duration = Duration::from_millis(10);
+/// How many of them it takes to believe it.
+const MOMENTS: u32 = 10;
 /// An `hv_vcpus_exit` that nothing has come of for so long is taken for lost.
 const LOST: Duration = Duration::from_millis(200);
 /// How often, and how long apart, a busy framework is asked again.
@@ -79,6 +81,16 @@ pub fn really_destroyed() {
 /// Says what was found where the facts leave it open; `make conformance-report` collects it.
 pub fn probe(what: &str, found: impl Display) {
     println!("probe: {what}: {found}");
+}
+
+/// Says where this machine has a switch of the stand-in, for the same report.
+pub fn switch(key: &str, position: impl Display) {
+    println!("{}", squib_tests::switches::line(key, &position.to_string()));
+}
+
+/// The same of a switch that is off or on.
+pub fn switch_is_on(key: &str, on: bool) {
+    switch(key, if on { "on" } else { "off" });
 }
 
 /// The name of a return code.
@@ -171,6 +183,19 @@ impl<G> Guest<G> {
     /// Runs until `during`, done a moment later on another thread, has happened and the vCPU was told to exit.
     pub fn run_stopped(&self, during: impl FnOnce() + Send) -> VcpuExit {
         run_watched(&self.vm, &self.vcpu, Waiting::IsTheEnd, A_MOMENT, during)
+    }
+
+    /// Runs to the next exit, or finds that none comes (`CANCELED`). A busy host may let one moment pass before the guest has begun;
+    /// not several.
+    pub fn run_or_give_up(&self) -> VcpuExit {
+        let pc = self.pc();
+        for _ in 0..MOMENTS {
+            if self.run_stopped(|| ()).reason != ExitReason::CANCELED {
+                break;
+            }
+            self.vcpu.set_reg(Reg::PC, pc).unwrap();
+        }
+        self.vcpu.get_exit_info()
     }
 
     /// Runs for a moment, or to an exit that is not about waiting.

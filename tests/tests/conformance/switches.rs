@@ -18,6 +18,7 @@ use crate::asm::*;
 use crate::code;
 use crate::guest::*;
 use crate::iss;
+use squib_tests::switches::{self, SWITCHES};
 
 /// The switches as a test wants them, and the defaults otherwise; at its end, back to what they were.
 struct Switched;
@@ -162,9 +163,52 @@ fn the_whole_suite_passes_in_every_position() {
 /// Runs all other tests, in a process of their own.
 fn passes_in(position: &str) {
     let mut suite = Command::new(std::env::current_exe().unwrap());
-    let suite = suite.args(["--skip", "switches::"]).env("SQUIB_SIM", position).output().unwrap();
+    let suite = suite.args(["--skip", "switches::", "--show-output"]).env("SQUIB_SIM", position).output().unwrap();
     let (output, errors) = (String::from_utf8_lossy(&suite.stdout), String::from_utf8_lossy(&suite.stderr));
     assert!(suite.status.success(), "{position}\n{output}\n{errors}");
+    finds(position, &output);
+}
+
+/// What the report makes of the suite's output is the position that it was run in, of every switch that is no matter of the
+/// stand-in's own.
+fn finds(position: &str, output: &str) {
+    let findings = switches::findings(output.lines());
+    let unknown: Vec<_> =
+        findings.iter().filter(|found| found.position.is_err()).map(|found| found.switch.key).collect();
+    let setting = switches::setting(&findings);
+    assert_eq!(unknown, ["clock"], "{position}: {setting}");
+    let (mut wanted, mut found) = (Config::default(), Config::default());
+    wanted.apply(position).unwrap();
+    // With it the guest meets the host's protection too.
+    wanted.host_mprotect = wanted.follows_protection();
+    found.apply(&setting).unwrap();
+    assert_eq!(found, wanted, "{position}: {setting}");
+}
+
+#[test]
+fn the_reports_switches_are_the_stand_ins() {
+    let listed: Vec<String> = SWITCHES.iter().map(|switch| format!("{}={}", switch.key, switch.default)).collect();
+    assert_eq!(listed.join(","), Config::default().describe());
+    let number = |switch: &&switches::Switch| switch.positions.is_empty();
+    let others = SWITCHES.iter().filter(|switch| !number(switch)).flat_map(|switch| {
+        let others = switch.positions.iter().filter(|position| **position != switch.default);
+        others.map(|position| format!("{}={position}", switch.key))
+    });
+    let numbers: Vec<&str> = SWITCHES.iter().filter(number).map(|switch| switch.key).collect();
+    let mut alternatives = Config::alternatives();
+    alternatives.retain(|position| !numbers.iter().any(|key| position.starts_with(key)));
+    assert_eq!(others.collect::<Vec<_>>(), alternatives);
+}
+
+#[test]
+fn what_is_no_position_or_not_always_the_same_is_not_set() {
+    let said = ["switch: busy=2", "switch: counter=54000000 Hz", "switch: wfx-exits=on", "switch: wfx-exits=off"];
+    let findings = switches::findings(said);
+    assert_eq!(switches::setting(&findings), "busy=2");
+    let of = |key| findings.iter().find(|found| found.switch.key == key).unwrap().position.clone().unwrap_err();
+    assert_eq!(of("counter"), "none of the stand-in's positions: 54000000 Hz");
+    assert_eq!(of("wfx-exits"), "not always the same: off, on");
+    assert_eq!(of("granule"), "not probed: no test of A4-01 got so far");
 }
 
 /// One granule of shared memory, aligned.

@@ -17,6 +17,8 @@ const FRAMEWORK: &str = "/System/Library/Frameworks/Hypervisor.framework/";
 /// `PLATFORM_MACOS` of `mach-o/loader.h`.
 const PLATFORM_MACOS: u32 = 1;
 const SET_SIMD: &str = "_hv_vcpu_set_simd_fp_reg";
+/// `MOV W1, #51`: the second argument of `fcntl` is `F_FULLFSYNC` (`sys/fcntl.h`).
+const W1_IS_F_FULLFSYNC: u32 = 0x5280_0661;
 /// These packages are about the stand-in, and link it with or without the feature.
 const OF_THE_STAND_IN: [&str; 2] = ["squib-sim", "squib-difftest"];
 
@@ -76,6 +78,21 @@ fn check_simd_calls(program: &Program) -> usize {
     calls.len()
 }
 
+/// Nothing syncs through calls that leave data in the drive's cache, and `squib` makes the one that does not. The call is in Rust's
+/// standard library, which comes compiled, so its few instructions are the same in every build.
+fn check_syncs(program: &Program) {
+    let image = &program.image;
+    for weaker in ["_fsync", "_fdatasync", "_sync"] {
+        assert!(!image.imports.contains_key(weaker), "{}: calls {weaker}", program.name);
+    }
+    if program.name == "squib-cli, bin squib" {
+        let calls = image.branches_to(image.entry("_fcntl").expect("squib calls fcntl"));
+        let full = calls.iter().filter(|&&call| image.instructions(call - 8, 2).contains(&W1_IS_F_FULLFSYNC)).count();
+        assert!(full > 0, "none of {} calls of fcntl is for F_FULLFSYNC", calls.len());
+        println!("{}: {full} calls of fcntl for F_FULLFSYNC", program.name);
+    }
+}
+
 fn check_system(program: &Program) {
     let image = &program.image;
     assert_eq!(image.platform, PLATFORM_MACOS, "{}: platform", program.name);
@@ -87,6 +104,7 @@ fn framework_is_linked_and_every_hv_function_bound_to_it() {
     let mut everything = BTreeSet::new();
     for program in programs("SQUIB_MACHO").iter().filter(|p| !OF_THE_STAND_IN.contains(&p.package.as_str())) {
         check_system(program);
+        check_syncs(program);
         let image = &program.image;
         let used = image.hypervisor_imports();
         for &function in &used {
@@ -112,6 +130,7 @@ fn sim_defines_every_hv_function_inside() {
     let squib = programs.iter().find(|program| program.name == "squib-cli, bin squib").expect("squib is among them");
     for program in &programs {
         check_system(program);
+        check_syncs(program);
         let image = &program.image;
         assert_eq!(image.hypervisor_imports(), BTreeSet::new(), "{}: bound to a library", program.name);
         let calls = check_simd_calls(program);
