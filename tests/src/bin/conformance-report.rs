@@ -1,12 +1,14 @@
 //! Runs every conformance test in a process of its own and lists each fact with what was found.
 //!
 //! ```text
-//! conformance-report BUILD_MESSAGES OUTPUT_DIRECTORY
+//! conformance-report BUILD_MESSAGES OUTPUT_DIRECTORY [SECONDS]
 //! ```
 //!
-//! `BUILD_MESSAGES` are those of `cargo test --no-run --message-format json`, which say where the suite is. `make conformance-report`
-//! calls it. On Apple silicon the suite meets Hypervisor.framework: one run there says which facts the stand-in has wrong, and with
-//! which `SQUIB_SIM` it behaves like that machine. Ends with 1 when a fact is refuted.
+//! `BUILD_MESSAGES` are those of `cargo test --no-run --message-format json`, which say where the suite is; a test that takes more than
+//! `SECONDS` (120) is ended and counts as failed. `make conformance-report` calls it.
+//!
+//! On Apple silicon the suite meets Hypervisor.framework: one run there says which facts the stand-in has wrong, and with which
+//! `SQUIB_SIM` it behaves like that machine. Ends with 1 when a fact is refuted.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 use squib_tests::facts::{self, Checked, FACTS};
 use squib_tests::switches::{self, Finding};
 
-/// A test that takes longer hangs, as guests on a framework that behaves differently may.
+/// A test that takes longer (if nothing else is said) hangs, as guests on a framework that behaves differently may.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How one test went.
@@ -45,11 +47,13 @@ struct Row {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [messages, directory] = arguments.as_slice() else {
-        eprintln!("usage: conformance-report BUILD_MESSAGES OUTPUT_DIRECTORY (make conformance-report does it)");
-        return ExitCode::from(2);
+    let (messages, directory, patience) = match arguments.as_slice() {
+        [messages, directory] => (messages, directory, Some(PATIENCE)),
+        [messages, directory, seconds] => (messages, directory, seconds.parse().ok().map(Duration::from_secs)),
+        _ => return usage(),
     };
-    match suite(Path::new(messages)).and_then(|suite| report(&suite, Path::new(directory))) {
+    let Some(patience) = patience else { return usage() };
+    match suite(Path::new(messages)).and_then(|suite| report(&suite, Path::new(directory), patience)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -57,6 +61,11 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: conformance-report BUILD_MESSAGES OUTPUT_DIRECTORY [SECONDS] (make conformance-report does it)");
+    ExitCode::from(2)
 }
 
 /// The suite that cargo has built.
@@ -70,9 +79,9 @@ fn suite(messages: &Path) -> Result<PathBuf, String> {
 }
 
 /// Whether nothing was refuted.
-fn report(suite: &Path, directory: &Path) -> Result<bool, String> {
+fn report(suite: &Path, directory: &Path, patience: Duration) -> Result<bool, String> {
     squib_tests::sign(suite);
-    let runs: Vec<Run> = tests(suite)?.into_iter().map(|name| run(suite, name)).collect::<Result<_, _>>()?;
+    let runs: Vec<Run> = tests(suite)?.into_iter().map(|name| run(suite, name, patience)).collect::<Result<_, _>>()?;
     let rows: Vec<Row> = FACTS.iter().map(|fact| row(fact, &runs)).collect();
     for row in &rows {
         println!("{:<7} {:<10} {}", row.label, row.verdict, row.text);
@@ -108,7 +117,7 @@ fn tests(suite: &Path) -> Result<Vec<String>, String> {
     if names.is_empty() { Err(format!("{} has no tests", suite.display())) } else { Ok(names) }
 }
 
-fn run(suite: &Path, name: String) -> Result<Run, String> {
+fn run(suite: &Path, name: String, patience: Duration) -> Result<Run, String> {
     let mut command = Command::new(suite);
     command.args(["--exact", &name, "--nocapture", "--test-threads=1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("{}: {error}", suite.display()))?;
@@ -120,7 +129,7 @@ fn run(suite: &Path, name: String) -> Result<Run, String> {
     let ended = loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) => break Some(status),
-            None if began.elapsed() > PATIENCE => {
+            None if began.elapsed() > patience => {
                 // It may have ended this very moment.
                 let _ = child.kill();
                 let _ = child.wait();
@@ -133,7 +142,7 @@ fn run(suite: &Path, name: String) -> Result<Run, String> {
     let probes = output.lines().filter_map(|line| Some(line.split_once("probe: ")?.1.to_owned())).collect();
     let switches = output.lines().filter(|line| switches::said(line).is_some()).map(str::to_owned).collect();
     let reason = match ended {
-        None => format!("did not end within {} s", PATIENCE.as_secs()),
+        None => format!("did not end within {} s", patience.as_secs()),
         Some(status) if !status.success() => {
             let said = errors.lines().skip_while(|line| !line.contains("panicked at")).take(4);
             let said: Vec<&str> = said.map(str::trim).filter(|line| !line.starts_with("note:")).collect();
