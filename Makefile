@@ -113,4 +113,4 @@ bench: check-host guest build ## boot time beside qemu-system-aarch64, restores 
 
 bench-diff: check-host build ## what dirty tracking costs, and how long a guest stands still for a diff; draws docs/img/diff.svg
 	@mkdir -p docs/img
-	@$(squib) bench diff --plot docs/img/diff.svg
+	@$(squib) bench diff --svg docs/img/diff.svg

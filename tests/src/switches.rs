@@ -65,7 +65,7 @@ pub const SWITCHES: &[Switch] = &[
     switch("fault-details", "architectural", &["architectural", "vague"], "A1-08"),
 ];
 
-/// What a line of a test's output says of a switch (`switch: KEY=POSITION`, which [`line`] makes).
+/// What a line of a test's output says of a switch (`switch: KEY=POSITION`, which [`line()`] makes).
 pub fn said(line: &str) -> Option<(&str, &str)> {
     line.split_once("switch: ")?.1.split_once('=')
 }

@@ -29,7 +29,7 @@ const GRANULES: [(&str, DirtyGranule); 3] =
 const AFTER_HELP: &str = "\
 Examples:
   squib bench diff
-  squib bench diff --json --plot pause.svg --max-memory 2048
+  squib bench diff --json --svg pause.svg --max-memory 2048
 
 Four tables: what the first write to a protected page or block costs, beside the same guest in a bare loop that does nothing
 but open it and go on (both timed by the guest itself, round by round; no fault: the same stores with nothing protected); how much
@@ -41,7 +41,7 @@ than what was written; how long the guest stands still. All in this process, on 
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// Where the plot of the pauses goes
-    #[arg(long, value_name = "SVG", default_value = "diff.svg")]
+    #[arg(long = "svg", alias = "plot", value_name = "SVG", default_value = "diff.svg")]
     plot: PathBuf,
     /// The largest guest, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 8192, value_parser = clap::value_parser!(u64).range(256..))]
