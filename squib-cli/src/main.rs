@@ -51,7 +51,7 @@ Examples:
       A full snapshot, then every 5 seconds what has changed since; `squib restore --chain vm` goes on from the last.
 
 Exit codes:
-  0    the guest switched itself off or asked for a reset, or what was asked for is done
+  0    the guest switched itself off or asked for a reset (standard error says so), or what was asked for is done
   1    an error; one line on standard error says which and what to do. Also when the guest ended well, but its snapshot, or the
        last link of its chain, could not be written: that does not end the guest
   2    wrong usage

@@ -2,13 +2,19 @@
 //! then; those here do not, and are used under the same names in all of this program.
 
 use std::fmt::{Arguments, Display};
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{IoContext, Result};
 
 /// Why standard output could not be written, if so.
 static LOST: OnceLock<io::Error> = OnceLock::new();
+/// The guest's console stands in the middle of a line.
+static UNFINISHED: AtomicBool = AtomicBool::new(false);
 
 /// A line on standard output; a failure is told by [`check`].
 macro_rules! println {
@@ -40,9 +46,32 @@ pub fn print(text: Arguments<'_>) {
     }
 }
 
-/// Behind `eprintln!`.
+/// Behind `eprintln!`. Where standard error is where the guest's console is, a line of the guest that is not finished is ended.
 pub fn tell(text: Arguments<'_>) {
-    let _ = io::stderr().lock().write_fmt(text);
+    let mut err = io::stderr().lock();
+    if UNFINISHED.swap(false, Ordering::Relaxed) && outputs_are_one() {
+        let _ = err.write_all(b"\n");
+    }
+    let _ = err.write_fmt(text);
+}
+
+/// Bytes of the guest's console have been written to standard output.
+pub fn console_wrote(bytes: &[u8]) {
+    if let Some(last) = bytes.iter().rfind(|byte| **byte != b'\r') {
+        UNFINISHED.store(*last != b'\n', Ordering::Relaxed);
+    }
+}
+
+/// Whether standard output and standard error are the same terminal, pipe or file.
+fn outputs_are_one() -> bool {
+    let identity = |fd: BorrowedFd<'_>| -> io::Result<(u64, u64)> {
+        let data = File::from(fd.try_clone_to_owned()?).metadata()?;
+        Ok((data.dev(), data.ino()))
+    };
+    match (identity(io::stdout().as_fd()), identity(io::stderr().as_fd())) {
+        (Ok(out), Ok(err)) => out == err,
+        _ => false,
+    }
 }
 
 /// Whether all of standard output was written. A reader that has seen enough (`squib describe vm.state | head -1`) is no error.

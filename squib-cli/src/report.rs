@@ -11,6 +11,7 @@ use squib_host::pager::PagerStats;
 use squib_host::{CrashReport, SaveTarget, SnapshotReport};
 
 use crate::error::Error;
+use crate::output;
 use crate::pager;
 use crate::progress;
 
@@ -29,7 +30,7 @@ impl Write for Console {
                 self.lost = true;
                 eprintln!("squib: the console's output is lost from here on, the guest runs on: {e}");
             }
-            _ => {}
+            _ => output::console_wrote(bytes),
         }
         Ok(bytes.len())
     }
@@ -174,7 +175,11 @@ impl Report {
             End::TimedOut(timeout) if !matches!(self, Report::Json) => {
                 eprintln!("squib: timed out after {}", HumanDuration(timeout));
             }
-            End::Reset => self.say(|| "the guest asked for a reset: run it again to boot it again".into()),
+            End::Reset if !matches!(self, Report::Json) => {
+                eprintln!(
+                    "squib: the guest asked for a reset, which ends the run (a kernel that panics may have done so)"
+                );
+            }
             End::Signal(signal) => self.say(|| {
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 format!("ended by {name}")

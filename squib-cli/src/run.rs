@@ -21,7 +21,9 @@ Examples:
   squib run --kernel Image --initrd initramfs.cpio --track-dirty-pages --snapshot-every 5 --chain vm
 
 A terminal is put into raw mode while the guest runs: Ctrl-C goes to the guest, Ctrl-A x ends squib.
-A kernel that panics stands still; with panic=-1 on its command line it resets, which ends the run.";
+A stopped squib (SIGTSTP, SIGSTOP) leaves the terminal as it was and takes it again with SIGCONT.
+A kernel that panics stands still; with panic=-1 on its command line it resets. A reset, whoever asked for it, ends the run with
+exit code 0 and a line that says so.";
 
 /// Boot a guest and stay with its console until it ends.
 #[derive(clap::Args)]

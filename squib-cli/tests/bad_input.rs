@@ -8,19 +8,13 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+mod common;
+use common::spinning_kernel;
+
 /// A directory with a kernel that spins, a disk, and what is no file: a directory, a pipe, a socket, a link to itself.
 struct Fixture {
     directory: tempfile::TempDir,
     _socket: UnixListener,
-}
-
-/// An `Image` whose first instruction is `b .`.
-fn spinning_kernel() -> Vec<u8> {
-    let mut image = vec![0; 4096];
-    image[..4].copy_from_slice(&0x1400_0000u32.to_le_bytes());
-    image[16..24].copy_from_slice(&(1u64 << 20).to_le_bytes());
-    image[0x38..0x3c].copy_from_slice(b"ARM\x64");
-    image
 }
 
 impl Fixture {

@@ -1,4 +1,5 @@
-//! The user's terminal in raw mode, and back again on every way out: return, panic, `exit`, a fatal signal.
+//! The user's terminal in raw mode, and back again on every way out: return, panic, `exit`, a fatal signal. A stopped process
+//! leaves it as it was too, and takes it again when it is continued in the foreground.
 //!
 //! Output processing stays on, so that our own messages still start at the left margin.
 
@@ -6,9 +7,9 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
 
-/// What the terminal was before, once it has been changed.
-static BEFORE: OnceLock<libc::termios> = OnceLock::new();
-/// It is raw now.
+/// What the terminal was before and what it is in raw mode, once it has been changed.
+static MODES: OnceLock<(libc::termios, libc::termios)> = OnceLock::new();
+/// It is to be raw as long as this process runs.
 static RAW: AtomicBool = AtomicBool::new(false);
 
 /// Signals that end a process by default and can come from outside or from a crash.
@@ -38,15 +39,18 @@ impl RawTerminal {
         if unsafe { libc::isatty(0) == 0 || libc::tcgetattr(0, &mut now) != 0 } {
             return Ok(None);
         }
-        BEFORE.get_or_init(|| now);
+        let (_, raw) = MODES.get_or_init(|| {
+            let mut raw = now;
+            // SAFETY: `raw` is a termios read from the terminal.
+            unsafe { libc::cfmakeraw(&mut raw) };
+            raw.c_oflag |= libc::OPOST | libc::ONLCR;
+            (now, raw)
+        });
         static HOOKS: Once = Once::new();
         HOOKS.call_once(install_hooks);
-        // SAFETY: `now` is a termios read from the terminal.
-        unsafe { libc::cfmakeraw(&mut now) };
-        now.c_oflag |= libc::OPOST | libc::ONLCR;
         RAW.store(true, Ordering::SeqCst);
-        // SAFETY: as above.
-        if unsafe { libc::tcsetattr(0, libc::TCSAFLUSH, &now) } != 0 {
+        // SAFETY: `raw` was made of a termios read from this terminal.
+        if unsafe { libc::tcsetattr(0, libc::TCSAFLUSH, raw) } != 0 {
             RAW.store(false, Ordering::SeqCst);
             return Err(io::Error::last_os_error());
         }
@@ -60,12 +64,55 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Puts the terminal back. Safe to call at any time, from a signal handler too: an atomic swap and one async-signal-safe call.
+/// Sets the terminal's mode. Safe to call at any time, from a signal handler too.
+fn set(mode: &libc::termios) {
+    // SAFETY: `mode` is one of `MODES`, which were made for this terminal; tcsetattr is async-signal-safe.
+    unsafe { libc::tcsetattr(0, libc::TCSANOW, mode) };
+}
+
+/// Puts the terminal back. Safe to call at any time, from a signal handler too.
 extern "C" fn restore() {
-    if let (true, Some(before)) = (RAW.swap(false, Ordering::SeqCst), BEFORE.get()) {
-        // SAFETY: `before` was read from this terminal; tcsetattr is async-signal-safe.
-        unsafe { libc::tcsetattr(0, libc::TCSANOW, before) };
+    if let (true, Some((before, _))) = (RAW.swap(false, Ordering::SeqCst), MODES.get()) {
+        set(before);
     }
+}
+
+/// SIGTSTP: puts the terminal back, stops as if the signal had never been caught, and takes the terminal again.
+extern "C" fn on_stop(signal: i32) {
+    let interrupted = errno::errno();
+    if let (true, Some((before, _))) = (RAW.load(Ordering::SeqCst), MODES.get()) {
+        set(before);
+    }
+    // SAFETY: all calls are async-signal-safe, and `stop` is made by sigemptyset. The signal is blocked in its handler, so it stops the
+    // process where it is unblocked; an orphaned process group is not stopped, and just goes on.
+    unsafe {
+        let mut stop: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut stop);
+        libc::sigaddset(&mut stop, signal);
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &stop, std::ptr::null_mut());
+        libc::signal(signal, on_stop as *const () as libc::sighandler_t);
+    }
+    on_continue(libc::SIGCONT);
+    errno::set_errno(interrupted);
+}
+
+/// SIGCONT: whatever stopped the process, SIGSTOP too, the terminal may have been somebody else's meanwhile.
+extern "C" fn on_continue(_signal: i32) {
+    let (true, Some((before, raw))) = (RAW.load(Ordering::SeqCst), MODES.get()) else { return };
+    let interrupted = errno::errno();
+    // SAFETY: both calls are async-signal-safe and take or return numbers.
+    let (foreground, own) = unsafe { (libc::tcgetpgrp(0), libc::getpgrp()) };
+    // In the background it would stop the process again; a terminal that does not control this process has no background.
+    if foreground == own || foreground == -1 {
+        set(raw);
+        if !RAW.load(Ordering::SeqCst) {
+            // Put back by another thread meanwhile.
+            set(before);
+        }
+    }
+    errno::set_errno(interrupted);
 }
 
 extern "C" fn on_fatal_signal(signal: i32) {
@@ -81,12 +128,15 @@ extern "C" fn on_fatal_signal(signal: i32) {
 fn install_hooks() {
     // SAFETY: `restore` takes and returns nothing, as atexit wants.
     unsafe { libc::atexit(restore) };
-    for signal in FATAL {
-        // SAFETY: the handler only makes async-signal-safe calls. A handler somebody else installed is left in place.
+    let stops: [(i32, extern "C" fn(i32)); 2] = [(libc::SIGTSTP, on_stop), (libc::SIGCONT, on_continue)];
+    for (signal, handler) in
+        FATAL.map(|signal| (signal, on_fatal_signal as extern "C" fn(i32))).into_iter().chain(stops)
+    {
+        // SAFETY: the handlers only make async-signal-safe calls. A handler somebody else installed is left in place.
         unsafe {
             let mut current: libc::sigaction = std::mem::zeroed();
             if libc::sigaction(signal, std::ptr::null(), &mut current) == 0 && current.sa_sigaction == libc::SIG_DFL {
-                libc::signal(signal, on_fatal_signal as *const () as libc::sighandler_t);
+                libc::signal(signal, handler as *const () as libc::sighandler_t);
             }
         }
     }
