@@ -23,27 +23,7 @@ start:
         adr     x0, stack_end
         mov     sp, x0
 
-        // GICv3: group 1 with affinity routing, PPI 27 (virtual timer) enabled, any priority.
-        movz    x0, #(GICD >> 16), lsl #16
-        mov     w1, #0x12
-        str     w1, [x0]                // GICD_CTLR: ARE_NS, EnableGrp1
-        movz    x0, #(GICR >> 16), lsl #16
-        str     wzr, [x0, #0x14]        // GICR_WAKER: awake
-1:      ldr     w1, [x0, #0x14]
-        tbnz    w1, #2, 1b
-        add     x0, x0, #0x10, lsl #12  // SGI frame
-        mov     w1, #-1
-        str     w1, [x0, #0x80]         // GICR_IGROUPR0
-        mov     w1, #(1 << 27)
-        str     w1, [x0, #0x100]        // GICR_ISENABLER0
-        mov     x1, #1
-        msr     s3_0_c12_c12_5, x1      // ICC_SRE_EL1
-        isb
-        mov     x1, #0xff
-        msr     s3_0_c4_c6_0, x1        // ICC_PMR_EL1
-        mov     x1, #1
-        msr     s3_0_c12_c12_7, x1      // ICC_IGRPEN1_EL1
-        isb
+        gic_with_timer
 
         mov     x19, #0
         movz    x20, #0x5c1b, lsl #48
@@ -105,27 +85,7 @@ round:
         bl      puthex
         system_off
 
-// Prints the text at x10 up to its zero.
-puts:   ldrb    w16, [x10], #1
-        cbz     w16, 3f
-        putc    w16
-        b       puts
-3:      ret
-
-// Prints x19 in hexadecimal and a newline.
-puthex: mov     x11, #60
-4:      lsr     x16, x19, x11
-        and     x16, x16, #0xf
-        cmp     x16, #10
-        add     x12, x16, #'0'
-        add     x13, x16, #('a' - 10)
-        csel    x16, x12, x13, lo
-        putc    w16
-        subs    x11, x11, #4
-        b.ge    4b
-        mov     w16, #'\n'
-        putc    w16
-        ret
+        puts_and_puthex
 
 // The timer's interrupt: counted, hashed with the counter, armed again.
 irq:    stp     x0, x1, [sp, #-16]!

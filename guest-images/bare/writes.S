@@ -149,12 +149,7 @@ start:
         bl      puts
         system_off
 
-// Prints the text at x10 up to its zero.
-puts:   ldrb    w16, [x10], #1
-        cbz     w16, 3f
-        putc    w16
-        b       puts
-3:      ret
+        puts_routine
 
 text_ready:
         .asciz  "ready\n"

@@ -1,5 +1,12 @@
 //! A small deterministic generator: the same seed gives the same cases on every host and in every version.
 
+use std::hash::{BuildHasher, RandomState};
+
+/// A seed for a run that was given none, short enough to be typed.
+pub fn any_seed() -> u64 {
+    RandomState::new().hash_one(0) & 0xffff_ffff
+}
+
 /// SplitMix64.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);

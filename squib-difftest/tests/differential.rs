@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use squib_difftest::campaign::{self, Limits, Subject, Table};
 use squib_difftest::engine::Engine;
 use squib_difftest::generator::Draw;
+use squib_difftest::rng;
 
 const QEMU: &str = "qemu-aarch64";
 
@@ -20,10 +21,6 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn seed() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_nanos() as u64 & 0xffff_ffff
-}
-
 fn limits(seconds: u64) -> Limits {
     Limits { time: Duration::from_secs(seconds), cases: u64::MAX, failures: 5, reports: 2 }
 }
@@ -31,7 +28,7 @@ fn limits(seconds: u64) -> Limits {
 #[test]
 fn the_engine_and_the_reference_agree() {
     let _turn = turn();
-    let seed = seed();
+    let seed = rng::any_seed();
     println!("seed {seed}");
     let mut engine = Engine::new().expect("a virtual machine");
     let mut coverage = BTreeMap::new();

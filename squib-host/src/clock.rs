@@ -4,10 +4,13 @@
 //! `mach_absolute_time` depends on chip, system and SDK, so the guest's rate is measured ([`crate::hv::probe`]) and everything here
 //! is in ticks of the guest's counter. Time that passes while the machine stands
 //! still is taken out by moving the offset, one offset for all vCPUs, so guest time never jumps: not over a pause, not over
-//! a restore.
+//! a restore. `mach_absolute_time` stands still while the host sleeps, and guest time with it; wall time goes on.
+//!
+//! Wall time is read here and nowhere else (`clippy.toml` sees to it): what squib waits for is limited by [`std::time::Instant`], which stands still
+//! in sleep too, so that no limit expires there; and a test can let the stand-in's host sleep (`squib_sim::control::sleep`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::config::ClockMode;
 
@@ -16,9 +19,7 @@ const DETERMINISTIC_EPOCH: u64 = 1_704_067_200;
 
 #[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
 mod kernel {
-    pub fn mach_absolute_time() -> u64 {
-        squib_sim::mach::mach_absolute_time()
-    }
+    pub use squib_sim::mach::{mach_absolute_time, wall_time};
 
     pub fn timebase() -> (u32, u32) {
         let mut info = squib_sim::mach::MachTimebaseInfo::default();
@@ -29,7 +30,14 @@ mod kernel {
 
 #[cfg(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim")))]
 mod kernel {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
     use mach2::mach_time::{mach_timebase_info, mach_timebase_info_data_t};
+
+    #[expect(clippy::disallowed_methods, reason = "this is the place for it")]
+    pub fn wall_time() -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
 
     pub fn mach_absolute_time() -> u64 {
         // SAFETY: reads a counter; no arguments, no failure.
@@ -90,6 +98,11 @@ pub fn host_counter_bound() -> u64 {
     if ticks == mach { now } else { scale(now.saturating_add(1), ticks, mach) }
 }
 
+/// Time since 1970 by the host's clock.
+pub fn wall_time() -> Duration {
+    kernel::wall_time()
+}
+
 /// Where wall-clock seconds come from.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock(pub ClockMode);
@@ -98,7 +111,7 @@ impl WallClock {
     /// Seconds since 1970, for the guest whose counter reads `guest_counter`.
     pub fn seconds(self, guest_counter: u64) -> u64 {
         match self.0 {
-            ClockMode::Host => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            ClockMode::Host => wall_time().as_secs(),
             ClockMode::Deterministic => DETERMINISTIC_EPOCH + guest_counter / counter_frequency(),
         }
     }

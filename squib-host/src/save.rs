@@ -3,14 +3,13 @@
 //! Order: GIC, vCPUs (each on its own thread), devices; RAM and the files follow in [`checkpoint`](crate::checkpoint). Nothing of
 //! the guest moves in between; devices were quiesced after the last vCPU had stopped.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use applevisor::prelude::HypervisorError;
 use squib_snapshot::{
     ClockMode as RecordedClock, ClockRecord, DeviceState, DeviceStates, GicSnapshotSource, GicState, MachineRecord,
     MicrovmState, MmdsSnapshotSource, MmdsState, PsciVcpuState, VcpuRecord, VcpuState, VmInfo, capture_vcpu_state,
 };
 
+use crate::clock;
 use crate::config::ClockMode;
 use crate::error::{HvContext, Result};
 use crate::host;
@@ -62,12 +61,11 @@ pub fn capture(machine: &Machine) -> Result<(MicrovmState, MachineRecord)> {
         gic_state: GicState::from_bytes(gic),
         mmds_state: NoMmds.capture()?,
     };
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut record = MachineRecord {
         vcpus,
         host: host::record(),
         clock: ClockRecord {
-            wall_clock_ns: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX),
+            wall_clock_ns: u64::try_from(clock::wall_time().as_nanos()).unwrap_or(u64::MAX),
             guest_counter: shared.control.guest_counter(),
             mode: match machine.clock {
                 ClockMode::Host => RecordedClock::Host,

@@ -1,11 +1,15 @@
 //! Time: one source for the guest's counter and for `mach_absolute_time`, so that offsets between them mean something.
 //!
-//! In host mode both follow the host's monotonic clock. In deterministic mode both are the number of instructions that
-//! guests have executed since the virtual machine was created: nothing outside the guest moves them.
+//! In host mode both follow the host's clock of awake time: it stands still while the host sleeps, and so do they, as Apple has it. In
+//! deterministic mode both are the number of instructions that guests have executed since the virtual machine was created: nothing outside
+//! the guest moves them.
+//!
+//! The clocks that go on in sleep, wall time and `mach_continuous_time`, are here too, since a sleep is nothing but a difference
+//! between the two kinds: [`sleep`] makes one for tests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::{self, ClockMode, Config};
 
@@ -29,12 +33,41 @@ fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
     (u128::from(value) * u128::from(numerator) / u128::from(denominator)) as u64
 }
 
-/// Nanoseconds of the host's monotonic clock.
-fn host_nanos() -> u64 {
+/// The system's clock that stands still while the host sleeps, and the one that goes on: clock_gettime(2), (3) on macOS.
+#[cfg(not(target_os = "macos"))]
+const CLOCKS: (libc::clockid_t, libc::clockid_t) = (libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME);
+#[cfg(target_os = "macos")]
+const CLOCKS: (libc::clockid_t, libc::clockid_t) = (libc::CLOCK_UPTIME_RAW, libc::CLOCK_MONOTONIC_RAW);
+
+/// How long [`sleep`] has let the host sleep, in nanoseconds.
+static SLEPT: AtomicU64 = AtomicU64::new(0);
+
+/// The host sleeps for `time` and wakes up, at once: what goes on in sleep is later by `time`, nothing else has changed.
+pub(crate) fn sleep(time: Duration) {
+    SLEPT.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
+}
+
+fn slept() -> Duration {
+    Duration::from_nanos(SLEPT.load(Ordering::SeqCst))
+}
+
+/// Nanoseconds of a clock of the host.
+fn nanos(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid place for the result; CLOCK_MONOTONIC exists everywhere, so the call does not fail.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    // SAFETY: `now` is a valid place for the result; the clocks of `CLOCKS` exist, so the call does not fail.
+    unsafe { libc::clock_gettime(clock, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Nanoseconds that the host was awake.
+fn awake_nanos() -> u64 {
+    nanos(CLOCKS.0)
+}
+
+/// Time since 1970.
+#[expect(clippy::disallowed_methods, reason = "this is the place for it")]
+pub fn wall_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + slept()
 }
 
 impl Clock {
@@ -70,7 +103,7 @@ impl Clock {
     #[inline]
     pub fn counter(&self) -> u64 {
         match self.mode {
-            ClockMode::Host => scale(host_nanos(), self.frequency, 1_000_000_000),
+            ClockMode::Host => scale(awake_nanos(), self.frequency, 1_000_000_000),
             ClockMode::Deterministic => self.instructions.load(Ordering::Relaxed),
         }
     }
@@ -78,8 +111,16 @@ impl Clock {
     /// `mach_absolute_time()`: 24 MHz ticks, or the counter itself in deterministic mode.
     pub fn mach_absolute_time(&self) -> u64 {
         match self.mode {
-            ClockMode::Host => scale(host_nanos(), MACH_FREQUENCY, 1_000_000_000),
+            ClockMode::Host => scale(awake_nanos(), MACH_FREQUENCY, 1_000_000_000),
             ClockMode::Deterministic => self.instructions.load(Ordering::Relaxed),
+        }
+    }
+
+    /// `mach_continuous_time()`: the same, and goes on while the host sleeps.
+    pub fn mach_continuous_time(&self) -> u64 {
+        match self.mode {
+            ClockMode::Host => scale(nanos(CLOCKS.1) + slept().as_nanos() as u64, MACH_FREQUENCY, 1_000_000_000),
+            ClockMode::Deterministic => self.mach_absolute_time(),
         }
     }
 
@@ -118,5 +159,20 @@ mod tests {
         let counter = fast.counter();
         let after = fast.mach_absolute_time();
         assert!((before..=after).contains(&scale(counter, MACH_FREQUENCY, 1_000_000_000)));
+    }
+
+    #[test]
+    fn in_a_sleep_wall_time_and_continuous_time_go_on_and_nothing_else_does() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let clock = Clock::new(&Config::default());
+        let read = || (wall_time(), clock.mach_continuous_time(), clock.mach_absolute_time(), clock.counter());
+        let before = read();
+        sleep(HOUR);
+        let after = read();
+        let hour = 3600 * MACH_FREQUENCY;
+        assert!(after.0 >= before.0 + HOUR && after.1 >= before.1 + hour);
+        assert!(after.2 - before.2 < hour && after.3 - before.3 < hour);
+        let deterministic = Clock::new(&Config { clock: ClockMode::Deterministic, ..Config::default() });
+        assert_eq!(deterministic.mach_continuous_time(), 0);
     }
 }

@@ -1,8 +1,9 @@
-//! What a host may ask of the stand-in beyond Apple's interface: exact stops by instruction count.
+//! What a host may ask of the stand-in beyond Apple's interface: exact stops by instruction count, and to be put to sleep.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// The counters of one vCPU slot. They outlive the vCPU, so that a limit can be set before it exists.
 #[derive(Debug)]
@@ -33,4 +34,12 @@ pub fn set_instruction_limit(vcpu: usize, limit: Option<u64>) {
 /// How many instructions vCPU `vcpu` has retired since it was created. Exact while it does not run.
 pub fn instructions(vcpu: usize) -> u64 {
     counters(vcpu).instructions.load(SeqCst)
+}
+
+/// Lets the host sleep for `time`, as a Mac does with its lid closed, guests running or not: for this process wall time
+/// ([`crate::mach::wall_time`]) and `mach_continuous_time` are later by `time` from now on; `mach_absolute_time`, the guests' counters, their timers and
+/// Rust's [`Instant`](std::time::Instant) have stood still. Whoever only has clocks cannot tell it from a real sleep; it takes no
+/// time. Without effect on what follows the deterministic clock.
+pub fn sleep(time: Duration) {
+    crate::clock::sleep(time);
 }

@@ -87,6 +87,7 @@ pub const FACTS: &[Fact] = &[
         "Time that a machine stands still is taken out of the guest's",
         "tests/tests/snapshot.rs: the_guests_clock_is_monotonic",
     ),
+    suite("a2_15", "CNTVCT stands still while the host sleeps, as mach_absolute_time does"),
     suite("a3_01", "One virtual machine per process: HV_BUSY, and HV_NO_DEVICE without one"),
     suite("a3_02", "A machine with vCPUs cannot be destroyed: HV_BUSY"),
     suite("a3_03", "One vCPU per thread; what its calls answer from another thread (open)"),

@@ -1,13 +1,14 @@
 //! Machines in the test's own process, for what the program does not show: one after the other, as the framework allows one at a time.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use squib_host::{ConsoleConfig, Machine, MachineConfig, RunOutcome, Watch, WatchId};
 
-use crate::{QUICK_BOOT, image};
+use crate::{PATIENCE, QUICK_BOOT, image};
 
 /// The tests of one file take turns.
 pub fn turn() -> MutexGuard<'static, ()> {
@@ -64,6 +65,16 @@ impl Output {
         ConsoleConfig { output: Box::new(self.clone()), watches, ..Default::default() }
     }
 
+    /// Waits until a machine that runs meanwhile has printed `text`.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str) {
+        let start = Instant::now();
+        while !self.text().contains(text) {
+            assert!(start.elapsed() < PATIENCE, "no '{text}' in {}", self.text());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Runs until the machine stops at one of its texts.
     #[track_caller]
     pub fn run_to_watch(&self, machine: &mut Machine) {
@@ -72,15 +83,15 @@ impl Output {
     }
 }
 
-/// Numbers that a failed test can be repeated with: SplitMix64 from `SQUIB_SEED`, or from the clock.
+/// Numbers that a failed test can be repeated with: SplitMix64 from `SQUIB_SEED`, or any.
 #[derive(Debug)]
 pub struct Random(u64);
 
 impl Random {
     /// Prints the seed.
     pub fn new() -> Random {
-        let clock = || std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
-        let seed = std::env::var("SQUIB_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock);
+        let any = || RandomState::new().hash_one(0);
+        let seed = std::env::var("SQUIB_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(any);
         println!("SQUIB_SEED={seed}");
         Random(seed)
     }

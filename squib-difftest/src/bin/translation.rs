@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use squib_difftest::reference::Error;
+use squib_difftest::rng;
 use squib_difftest::translation::{self, ACCESSES};
 
 /// Makes random accesses under random translation tables on the squib-sim engine and on qemu-system-aarch64, and compares.
@@ -41,8 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<bool, Error> {
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seed = options.seed.unwrap_or(clock.as_nanos() as u64 & 0xffff_ffff);
+    let seed = options.seed.unwrap_or_else(rng::any_seed);
     println!("seed {seed}");
     let start = Instant::now();
     let mut first = options.index.unwrap_or(0);

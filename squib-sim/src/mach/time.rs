@@ -1,7 +1,9 @@
-//! Mach time: the clock guests' counters are offset from.
+//! Mach time: the clock guests' counters are offset from, and those that go on while the host sleeps.
+
+use std::time::Duration;
 
 use super::types::{KERN_SUCCESS, kern_return_t};
-use crate::clock::{Clock, MACH_FREQUENCY};
+use crate::clock::{self, Clock, MACH_FREQUENCY};
 
 /// The ratio of [`mach_absolute_time`] ticks to nanoseconds, as `mach_timebase_info_data_t`.
 #[repr(C)]
@@ -16,6 +18,17 @@ pub struct MachTimebaseInfo {
 /// The clock guests' counters are offset from: 24 MHz ticks, or executed instructions in deterministic mode.
 pub fn mach_absolute_time() -> u64 {
     Clock::current().mach_absolute_time()
+}
+
+/// `mach_absolute_time` and the time that the host slept. In deterministic mode there is no difference.
+pub fn mach_continuous_time() -> u64 {
+    Clock::current().mach_continuous_time()
+}
+
+/// Time since 1970, of a host that [`crate::control::sleep`] may have put to sleep: what [`SystemTime`](std::time::SystemTime) says, and the
+/// length of those sleeps.
+pub fn wall_time() -> Duration {
+    clock::wall_time()
 }
 
 /// Fills in the tick-to-nanosecond ratio: 125/3, as on Apple silicon.

@@ -17,18 +17,35 @@ const ENABLE: u64 = 1;
 const IMASK: u64 = 2;
 const ISTATUS: u64 = 4;
 
-/// `mach_absolute_time`.
 #[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
-fn now() -> u64 {
-    squib_sim::mach::mach_absolute_time()
+mod kernel {
+    pub use squib_sim::mach::{mach_absolute_time as now, mach_continuous_time as continuous};
+
+    /// Lets the host sleep.
+    pub fn sleep() {
+        squib_sim::control::sleep(std::time::Duration::from_secs(3600));
+    }
 }
 
-/// `mach_absolute_time`.
 #[cfg(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim")))]
-fn now() -> u64 {
-    // SAFETY: reads a counter.
-    unsafe { mach2::mach_time::mach_absolute_time() }
+mod kernel {
+    /// `mach_absolute_time`.
+    pub fn now() -> u64 {
+        // SAFETY: reads a counter.
+        unsafe { mach2::mach_time::mach_absolute_time() }
+    }
+
+    /// `mach_continuous_time`.
+    pub fn continuous() -> u64 {
+        // SAFETY: reads a counter.
+        unsafe { mach2::mach_time::mach_continuous_time() }
+    }
+
+    /// Nobody puts a Mac to sleep for a test: most have slept since they were started, and the clocks differ by that.
+    pub fn sleep() {}
 }
+
+use kernel::now;
 
 /// CNTFRQ_EL0 as a guest reads it.
 fn frequency() -> u64 {
@@ -103,6 +120,31 @@ fn a2_04_the_guest_counts_from_the_offset() {
     guest.vcpu.set_vtimer_offset(offset).unwrap();
     guest.run_to(2);
     assert!((guest.x(Reg::X0) as i64) < 0);
+}
+
+#[test]
+fn a2_15_the_counter_stands_still_while_the_host_sleeps() {
+    let frequency = frequency();
+    let guest = guest(&[mrs(0, CNTVCT_EL0), hvc(1), b(-2)]);
+    guest.vcpu.set_vtimer_offset(0).unwrap();
+    let count = || {
+        let before = ticks(now(), frequency);
+        guest.run_to(1);
+        let after = ticks(now(), frequency) + frequency / 24_000_000;
+        let count = guest.x(Reg::X0);
+        assert!((before..=after).contains(&count), "{before} {count} {after}");
+        count
+    };
+    let first = count();
+    kernel::sleep();
+    let last = count();
+    let behind = ticks(kernel::continuous(), frequency).saturating_sub(last);
+    assert!(last - first < 3600 * frequency, "an hour has not passed while it was awake");
+    // Without a sleep this says nothing: put the Mac to sleep once, and run the suite again.
+    probe(
+        "how far the guest's counter, with offset 0, is behind mach_continuous_time",
+        format_args!("{} s", behind / frequency),
+    );
 }
 
 #[test]
