@@ -143,49 +143,31 @@ fn duplicate(host: *mut u8, at: *mut u8, size: u64, room: u64) -> Result<(*mut u
 
 #[cfg(target_os = "macos")]
 fn duplicate(host: *mut u8, at: *mut u8, size: u64, _room: u64) -> Result<(*mut u8, Perms), HostMemoryError> {
-    use std::ffi::c_int;
-
-    const VM_FLAGS_FIXED: c_int = 0x0;
-    const VM_FLAGS_OVERWRITE: c_int = 0x4000;
-    const VM_INHERIT_NONE: u32 = 2;
-    unsafe extern "C" {
-        fn mach_vm_remap(
-            target: u32,
-            target_address: *mut u64,
-            size: u64,
-            mask: u64,
-            flags: c_int,
-            source: u32,
-            source_address: u64,
-            copy: c_int,
-            current_protection: *mut c_int,
-            maximum_protection: *mut c_int,
-            inheritance: u32,
-        ) -> c_int;
-        static mach_task_self_: u32;
-    }
+    use mach2::kern_return::{KERN_INVALID_ADDRESS, KERN_SUCCESS};
+    use mach2::traps::mach_task_self;
+    use mach2::vm_statistics::{VM_FLAGS_FIXED, VM_FLAGS_OVERWRITE};
 
     let (mut address, mut current, mut maximum) = (at as u64, 0, 0);
     // SAFETY: source and target task are this one; the target lies in our window, in a part no stage-2 entry points into;
     // the results go to locals.
     let result = unsafe {
-        mach_vm_remap(
-            mach_task_self_,
+        mach2::vm::mach_vm_remap(
+            mach_task_self(),
             &mut address,
             size,
             0,
             VM_FLAGS_FIXED | VM_FLAGS_OVERWRITE,
-            mach_task_self_,
+            mach_task_self(),
             host as u64,
             0,
             &mut current,
             &mut maximum,
-            VM_INHERIT_NONE,
+            mach2::vm_inherit::VM_INHERIT_NONE,
         )
     };
     match result {
-        0 => {}
-        1 => return Err(HostMemoryError::NotOneObject),
+        KERN_SUCCESS => {}
+        KERN_INVALID_ADDRESS => return Err(HostMemoryError::NotOneObject),
         _ => return Err(HostMemoryError::NoResources),
     }
     let protection = maximum & (libc::PROT_READ | libc::PROT_WRITE);
@@ -375,60 +357,37 @@ mod protection {
 
 #[cfg(target_os = "macos")]
 mod protection {
+    use std::ptr;
+
+    use mach2::kern_return::KERN_SUCCESS;
+    use mach2::vm_region::{VM_REGION_BASIC_INFO_64, vm_region_basic_info_64};
+
     use super::{HostMemoryError, HostProtection};
     use crate::stage2::Perms;
-    use std::ffi::c_int;
 
     /// Which parts of the process's address space are mapped how: asked of the kernel each time.
     #[derive(Debug, Default)]
     pub struct Protections(());
 
-    #[repr(C, packed(4))]
-    #[derive(Default)]
-    struct BasicInfo {
-        protection: c_int,
-        max_protection: c_int,
-        inheritance: u32,
-        shared: u32,
-        reserved: u32,
-        offset: u64,
-        behavior: c_int,
-        user_wired_count: u16,
-    }
-
-    unsafe extern "C" {
-        fn mach_vm_region(
-            task: u32,
-            address: *mut u64,
-            size: *mut u64,
-            flavor: c_int,
-            info: *mut BasicInfo,
-            count: *mut u32,
-            object: *mut u32,
-        ) -> c_int;
-        static mach_task_self_: u32;
-    }
-
     /// The region at or behind `address`: start, end, protection.
     fn region(address: u64) -> Option<(u64, u64, Perms)> {
-        const VM_REGION_BASIC_INFO_64: c_int = 9;
         let (mut start, mut size, mut object) = (address, 0, 0);
-        let mut info = BasicInfo::default();
-        let mut count = (size_of::<BasicInfo>() / size_of::<u32>()) as u32;
-        // SAFETY: all results go to locals of the types the flavor asks for.
+        let mut info = vm_region_basic_info_64::default();
+        let mut count = vm_region_basic_info_64::count();
+        // SAFETY: all results go to locals; `info` is what the flavor asks for, and `count` its size in words.
         let result = unsafe {
-            mach_vm_region(
-                mach_task_self_,
+            mach2::vm::mach_vm_region(
+                mach2::traps::mach_task_self(),
                 &mut start,
                 &mut size,
                 VM_REGION_BASIC_INFO_64,
-                &mut info,
+                ptr::from_mut(&mut info).cast(),
                 &mut count,
                 &mut object,
             )
         };
         let perms = Perms::from_flags(u64::from(info.protection as u32 & 7))?;
-        (result == 0).then_some((start, start + size, perms))
+        (result == KERN_SUCCESS).then_some((start, start + size, perms))
     }
 
     impl Protections {

@@ -4,6 +4,7 @@
 //! `aarch64-apple-darwin` without and with feature `sim`. Nothing is skipped: without them, or when a listed program is not
 //! there, the tests fail.
 
+mod headers;
 mod image;
 
 use std::collections::BTreeSet;
@@ -29,13 +30,18 @@ struct Program {
     image: Image,
 }
 
-/// Every program of the build whose messages are in the file that `variable` names.
-fn programs(variable: &str) -> Vec<Program> {
+/// Cargo's messages, in the file that `variable` names.
+fn messages(variable: &str) -> String {
     let list = std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `make macos`"));
-    let messages = std::fs::read_to_string(&list).unwrap_or_else(|error| panic!("{list}: {error}"));
+    std::fs::read_to_string(&list).unwrap_or_else(|error| panic!("{list}: {error}"))
+}
+
+/// Every program of the build whose messages `variable` names.
+fn programs(variable: &str) -> Vec<Program> {
+    let messages = messages(variable);
     let messages = messages.lines().map(|line| serde_json::from_str::<Value>(line).expect("cargo writes JSON"));
     let found: Vec<Program> = messages.filter_map(|message| program(&message)).collect();
-    assert!(!found.is_empty(), "{list} lists no program");
+    assert!(!found.is_empty(), "{variable} lists no program");
     found
 }
 

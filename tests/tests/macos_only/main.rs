@@ -3,6 +3,9 @@
 //! What counts is decided by the `cfg` of each item, statement, field or module: false on Linux whatever the features and the
 //! processor, and not false on Apple silicon. A file belonging to such a module counts as a whole.
 
+mod headers;
+mod named;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
