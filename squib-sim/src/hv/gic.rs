@@ -46,13 +46,13 @@ fn create(handle: *mut c_void) -> Result<(), Return> {
 
 /// `hv_gic_create`: once, before the first vCPU.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_create(config: *mut c_void) -> Return {
+pub(super) extern "C" fn hv_gic_create(config: *mut c_void) -> Return {
     code(create(config))
 }
 
 /// `hv_gic_reset`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_reset() -> Return {
+pub(super) extern "C" fn hv_gic_reset() -> Return {
     code(with_gic(|_, gic| {
         gic.reset();
         Ok(())
@@ -61,7 +61,7 @@ extern "C" fn hv_gic_reset() -> Return {
 
 /// `hv_gic_set_spi`: an SPI that no MSI is for.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_set_spi(intid: u32, level: bool) -> Return {
+pub(super) extern "C" fn hv_gic_set_spi(intid: u32, level: bool) -> Return {
     code(with_gic(|_, gic| {
         let is_msi = gic.layout().msi.is_some_and(|msi| msi.contains(intid));
         if is_msi || !(gic::SPI_BASE..gic::SPI_END).contains(&intid) {
@@ -74,7 +74,7 @@ extern "C" fn hv_gic_set_spi(intid: u32, level: bool) -> Return {
 
 /// `hv_gic_send_msi`: to the message register of the MSI frame, for one of its interrupts.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_send_msi(address: u64, intid: u32) -> Return {
+pub(super) extern "C" fn hv_gic_send_msi(address: u64, intid: u32) -> Return {
     code(with_gic(|_, gic| {
         let valid = |msi: Msi| address == msi.base + u64::from(gic::MSI_SETSPI) && msi.contains(intid);
         if !gic.layout().msi.is_some_and(valid) {
@@ -99,7 +99,7 @@ fn distributor_size(offset: u32) -> Result<u8, Return> {
 
 /// `hv_gic_get_distributor_reg`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_get_distributor_reg(offset: u32, value: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_get_distributor_reg(offset: u32, value: *mut u64) -> Return {
     let read = |_: &Vm, gic: &Gic| Ok(gic.distributor_reg(offset, distributor_size(offset)?));
     // SAFETY: the C signature: a place for a u64.
     code(with_gic(read).and_then(|found| unsafe { put(value, found) }))
@@ -107,7 +107,7 @@ unsafe extern "C" fn hv_gic_get_distributor_reg(offset: u32, value: *mut u64) ->
 
 /// `hv_gic_set_distributor_reg`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_set_distributor_reg(offset: u32, value: u64) -> Return {
+pub(super) extern "C" fn hv_gic_set_distributor_reg(offset: u32, value: u64) -> Return {
     code(with_gic(|_, gic| {
         gic.set_distributor_reg(offset, distributor_size(offset)?, value);
         Ok(())
@@ -129,7 +129,7 @@ fn redistributor_size(offset: u32) -> Result<u8, Return> {
 
 /// `hv_gic_get_redistributor_base`: once MPIDR_EL1 has been set.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_get_redistributor_base(vcpu: u64, base: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_get_redistributor_base(vcpu: u64, base: *mut u64) -> Return {
     let found = with_gic(|_, gic| {
         if !slot(vcpu)?.has_affinity() {
             return Err(ret::BAD_ARGUMENT);
@@ -142,7 +142,7 @@ unsafe extern "C" fn hv_gic_get_redistributor_base(vcpu: u64, base: *mut u64) ->
 
 /// `hv_gic_get_redistributor_reg`: by the owning thread.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_get_redistributor_reg(vcpu: u64, offset: u32, value: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_get_redistributor_reg(vcpu: u64, offset: u32, value: *mut u64) -> Return {
     let read = |_: &Vm, gic: &Gic| {
         with_vcpu(vcpu, |_, _| Ok(gic.redistributor_reg(vcpu as usize, offset, redistributor_size(offset)?)))
     };
@@ -152,7 +152,7 @@ unsafe extern "C" fn hv_gic_get_redistributor_reg(vcpu: u64, offset: u32, value:
 
 /// `hv_gic_set_redistributor_reg`: by the owning thread.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_set_redistributor_reg(vcpu: u64, offset: u32, value: u64) -> Return {
+pub(super) extern "C" fn hv_gic_set_redistributor_reg(vcpu: u64, offset: u32, value: u64) -> Return {
     code(with_gic(|_, gic| {
         with_vcpu(vcpu, |_, _| {
             gic.set_redistributor_reg(vcpu as usize, offset, redistributor_size(offset)?, value);
@@ -173,7 +173,7 @@ fn icc_register(register: u32) -> Result<(u16, bool), Return> {
 
 /// `hv_gic_get_icc_reg`: by the owning thread.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_get_icc_reg(vcpu: u64, register: u32, value: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_get_icc_reg(vcpu: u64, register: u32, value: *mut u64) -> Return {
     let read = |_: &Vm, gic: &Gic| {
         with_vcpu(vcpu, |_, _| {
             let (encoding, _) = icc_register(register)?;
@@ -186,7 +186,7 @@ unsafe extern "C" fn hv_gic_get_icc_reg(vcpu: u64, register: u32, value: *mut u6
 
 /// `hv_gic_set_icc_reg`: by the owning thread.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_set_icc_reg(vcpu: u64, register: u32, value: u64) -> Return {
+pub(super) extern "C" fn hv_gic_set_icc_reg(vcpu: u64, register: u32, value: u64) -> Return {
     code(with_gic(|_, gic| {
         with_vcpu(vcpu, |_, _| match icc_register(register)? {
             (encoding, true) if gic.icc_write(vcpu as usize, encoding, value) => Ok(()),
@@ -199,13 +199,13 @@ macro_rules! el2_registers {
     ($($(#[$meta:meta])* $get:ident, $set:ident;)*) => {$(
         $(#[$meta])*
         #[unsafe(no_mangle)]
-        extern "C" fn $get(vcpu: u64, _register: u32, _value: *mut u64) -> Return {
+        pub(super) extern "C" fn $get(vcpu: u64, _register: u32, _value: *mut u64) -> Return {
             code(with_gic(|_, _| with_vcpu(vcpu, |_, _| Err(ret::UNSUPPORTED))))
         }
 
         $(#[$meta])*
         #[unsafe(no_mangle)]
-        extern "C" fn $set(vcpu: u64, _register: u32, _value: u64) -> Return {
+        pub(super) extern "C" fn $set(vcpu: u64, _register: u32, _value: u64) -> Return {
             code(with_gic(|_, _| with_vcpu(vcpu, |_, _| Err(ret::UNSUPPORTED))))
         }
     )*};
@@ -225,7 +225,7 @@ fn msi_register(gic: &Gic, register: u32) -> Result<u32, Return> {
 
 /// `hv_gic_get_msi_reg`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_get_msi_reg(register: u32, value: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_get_msi_reg(register: u32, value: *mut u64) -> Return {
     let read = |_: &Vm, gic: &Gic| Ok(gic.msi_reg(msi_register(gic, register)?));
     // SAFETY: the C signature: a place for a u64.
     code(with_gic(read).and_then(|found| unsafe { put(value, found) }))
@@ -233,7 +233,7 @@ unsafe extern "C" fn hv_gic_get_msi_reg(register: u32, value: *mut u64) -> Retur
 
 /// `hv_gic_set_msi_reg`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_set_msi_reg(register: u32, value: u64) -> Return {
+pub(super) extern "C" fn hv_gic_set_msi_reg(register: u32, value: u64) -> Return {
     code(with_gic(|_, gic| {
         gic.set_msi_reg(msi_register(gic, register)?, value);
         Ok(())
@@ -242,21 +242,21 @@ extern "C" fn hv_gic_set_msi_reg(register: u32, value: u64) -> Return {
 
 /// `hv_gic_state_create`: null unless there is a GIC and all vCPUs are stopped.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_state_create() -> *mut c_void {
+pub(super) extern "C" fn hv_gic_state_create() -> *mut c_void {
     let state = with_gic(|vm, gic| if vm.is_running() { Err(ret::BUSY) } else { Ok(gic.save()) });
     state.map_or(std::ptr::null_mut(), |data| object::create(Object::GicState(data)))
 }
 
 /// `hv_gic_state_get_size`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_state_get_size(state: *mut c_void, size: *mut usize) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_state_get_size(state: *mut c_void, size: *mut usize) -> Return {
     // SAFETY: the C signature: a place for a size_t.
     code(object::with_gic_state(state, |data| data.len()).and_then(|length| unsafe { put(size, length) }))
 }
 
 /// `hv_gic_state_get_data`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_state_get_data(state: *mut c_void, buffer: *mut c_void) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_state_get_data(state: *mut c_void, buffer: *mut c_void) -> Return {
     if buffer.is_null() {
         return ret::BAD_ARGUMENT;
     }
@@ -269,7 +269,7 @@ unsafe extern "C" fn hv_gic_state_get_data(state: *mut c_void, buffer: *mut c_vo
 
 /// `hv_gic_set_state`: before any vCPU has run.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_set_state(data: *const c_void, size: usize) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_set_state(data: *const c_void, size: usize) -> Return {
     code(with_gic(|vm, gic| {
         if data.is_null() || vm.machine.config.gic_state_refused {
             return Err(ret::BAD_ARGUMENT);

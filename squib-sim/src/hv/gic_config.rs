@@ -16,13 +16,13 @@ fn check(base: u64, size: u64) -> Result<(), Return> {
 
 /// `hv_gic_config_create`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_config_create() -> *mut c_void {
+pub(super) extern "C" fn hv_gic_config_create() -> *mut c_void {
     object::create(Object::Gic(GicConfig::default()))
 }
 
 /// `hv_gic_config_set_distributor_base`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_config_set_distributor_base(config: *mut c_void, base: u64) -> Return {
+pub(super) extern "C" fn hv_gic_config_set_distributor_base(config: *mut c_void, base: u64) -> Return {
     code(
         check(base, gic::DISTRIBUTOR_SIZE)
             .and_then(|()| object::with_gic_config(config, |config| config.distributor = base)),
@@ -31,7 +31,7 @@ extern "C" fn hv_gic_config_set_distributor_base(config: *mut c_void, base: u64)
 
 /// `hv_gic_config_set_redistributor_base`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_config_set_redistributor_base(config: *mut c_void, base: u64) -> Return {
+pub(super) extern "C" fn hv_gic_config_set_redistributor_base(config: *mut c_void, base: u64) -> Return {
     code(
         check(base, gic::REDISTRIBUTOR_REGION_SIZE)
             .and_then(|()| object::with_gic_config(config, |config| config.redistributors = base)),
@@ -40,7 +40,7 @@ extern "C" fn hv_gic_config_set_redistributor_base(config: *mut c_void, base: u6
 
 /// `hv_gic_config_set_msi_region_base`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_config_set_msi_region_base(config: *mut c_void, base: u64) -> Return {
+pub(super) extern "C" fn hv_gic_config_set_msi_region_base(config: *mut c_void, base: u64) -> Return {
     code(
         check(base, gic::MSI_SIZE)
             .and_then(|()| object::with_gic_config(config, |config| config.msi_region = Some(base))),
@@ -49,7 +49,7 @@ extern "C" fn hv_gic_config_set_msi_region_base(config: *mut c_void, base: u64) 
 
 /// `hv_gic_config_set_msi_interrupt_range`: must be inside the SPI range.
 #[unsafe(no_mangle)]
-extern "C" fn hv_gic_config_set_msi_interrupt_range(config: *mut c_void, first: u32, count: u32) -> Return {
+pub(super) extern "C" fn hv_gic_config_set_msi_interrupt_range(config: *mut c_void, first: u32, count: u32) -> Return {
     let inside = first >= gic::SPI_BASE && first.checked_add(count).is_some_and(|end| end <= gic::SPI_END);
     if !inside {
         return ret::BAD_ARGUMENT;
@@ -61,7 +61,7 @@ macro_rules! size_getters {
     ($($(#[$meta:meta])* $name:ident = $value:expr;)*) => {$(
         $(#[$meta])*
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name(value: *mut usize) -> Return {
+        pub(super) unsafe extern "C" fn $name(value: *mut usize) -> Return {
             // SAFETY: the C signature: a place for a size_t.
             code(unsafe { put(value, $value as usize) })
         }
@@ -87,14 +87,14 @@ size_getters! {
 
 /// `hv_gic_get_spi_interrupt_range`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_get_spi_interrupt_range(first: *mut u32, count: *mut u32) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_get_spi_interrupt_range(first: *mut u32, count: *mut u32) -> Return {
     // SAFETY: the C signature: places for two u32.
     code(unsafe { put(first, gic::SPI_BASE).and_then(|()| put(count, gic::SPI_END - gic::SPI_BASE)) })
 }
 
 /// `hv_gic_get_intid`: the reserved PPIs.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_gic_get_intid(interrupt: u32, intid: *mut u32) -> Return {
+pub(super) unsafe extern "C" fn hv_gic_get_intid(interrupt: u32, intid: *mut u32) -> Return {
     match interrupt {
         // Performance monitor, maintenance, EL2 physical timer, EL1 virtual timer, EL1 physical timer.
         // SAFETY: the C signature: a place for a u32.

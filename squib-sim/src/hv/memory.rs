@@ -105,25 +105,25 @@ fn protect(vm: &Vm, ipa: u64, size: u64, flags: u64) -> Result<(), Failure> {
 
 /// `hv_vm_map`: shares the object behind a host range with the guest.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_map(address: *const c_void, ipa: u64, size: usize, flags: u64) -> Return {
+pub(super) extern "C" fn hv_vm_map(address: *const c_void, ipa: u64, size: usize, flags: u64) -> Return {
     finish(vm().map_err(Failure).and_then(|vm| map(&vm, address.cast_mut().cast(), ipa, size as u64, flags)))
 }
 
 /// `hv_vm_unmap`: all of the range must be mapped.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_unmap(ipa: u64, size: usize) -> Return {
+pub(super) extern "C" fn hv_vm_unmap(ipa: u64, size: usize) -> Return {
     finish(vm().map_err(Failure).and_then(|vm| unmap(&vm, ipa, size as u64)))
 }
 
 /// `hv_vm_protect`: all of the range must be mapped.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_protect(ipa: u64, size: usize, flags: u64) -> Return {
+pub(super) extern "C" fn hv_vm_protect(ipa: u64, size: usize, flags: u64) -> Return {
     finish(vm().map_err(Failure).and_then(|vm| protect(&vm, ipa, size as u64, flags)))
 }
 
 /// `hv_vm_allocate`: anonymous memory, aligned so that it can be mapped.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_allocate(address: *mut *mut c_void, size: usize, _flags: u32) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_allocate(address: *mut *mut c_void, size: usize, _flags: u32) -> Return {
     const PAGE: usize = 0x4000;
     if address.is_null() || size == 0 || !size.is_multiple_of(PAGE) {
         return ret::BAD_ARGUMENT;
@@ -138,7 +138,7 @@ unsafe extern "C" fn hv_vm_allocate(address: *mut *mut c_void, size: usize, _fla
 
 /// `hv_vm_deallocate`: takes back what `hv_vm_allocate` gave, whole.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_deallocate(address: *const c_void, size: usize) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_deallocate(address: *const c_void, size: usize) -> Return {
     let known = with_allocations(|allocations| {
         let known = allocations.get(&(address as usize)) == Some(&size);
         if known {

@@ -89,3 +89,6 @@ unsafe fn put<T>(place: *mut T, value: T) -> Result<(), Return> {
     unsafe { place.write_unaligned(value) };
     Ok(())
 }
+
+#[cfg(test)]
+mod signatures;

@@ -93,6 +93,6 @@ pub fn with_gic_state<R>(handle: *mut c_void, f: impl FnOnce(&mut Vec<u8>) -> R)
 
 /// Gives up the only reference there is to an object. Null and handles of nothing are ignored.
 #[unsafe(no_mangle)]
-extern "C" fn os_release(object: *mut c_void) {
+pub(super) extern "C" fn os_release(object: *mut c_void) {
     with_table(|table| table.objects.remove(&(object as usize)));
 }

@@ -56,20 +56,20 @@ fn set_sys_reg(slot: &Slot, inner: &mut Inner, register: u32, value: u64) -> Res
 
 /// `hv_vcpu_get_reg`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_reg(vcpu: u64, register: u32, value: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_reg(vcpu: u64, register: u32, value: *mut u64) -> Return {
     // SAFETY: the C signature: a place for a u64.
     code(with_vcpu(vcpu, |_, inner| get_reg(inner, register)).and_then(|found| unsafe { put(value, found) }))
 }
 
 /// `hv_vcpu_set_reg`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_reg(vcpu: u64, register: u32, value: u64) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_reg(vcpu: u64, register: u32, value: u64) -> Return {
     code(with_vcpu(vcpu, |_, inner| set_reg(inner, register, value)))
 }
 
 /// `hv_vcpu_get_sys_reg`: an encoding that is not in the set is a bad argument.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_sys_reg(vcpu: u64, register: u32, value: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_sys_reg(vcpu: u64, register: u32, value: *mut u64) -> Return {
     let read = |inner: &mut Inner| {
         let encoding = u16::try_from(register).ok()?;
         inner.vcpu.get_sys_reg(encoding)
@@ -82,7 +82,7 @@ unsafe extern "C" fn hv_vcpu_get_sys_reg(vcpu: u64, register: u32, value: *mut u
 
 /// `hv_vcpu_set_sys_reg`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_sys_reg(vcpu: u64, register: u32, value: u64) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_sys_reg(vcpu: u64, register: u32, value: u64) -> Return {
     code(with_vcpu(vcpu, |slot, inner| set_sys_reg(slot, inner, register, value)))
 }
 
@@ -92,7 +92,7 @@ fn simd_index(register: u32) -> Result<usize, Return> {
 
 /// `hv_vcpu_get_simd_fp_reg`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_simd_fp_reg(vcpu: u64, register: u32, value: *mut u128) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_simd_fp_reg(vcpu: u64, register: u32, value: *mut u128) -> Return {
     let read = |_: &Slot, inner: &mut Inner| simd_index(register).map(|index| inner.vcpu.cpu.v[index]);
     // SAFETY: the C signature: a place for sixteen bytes.
     code(with_vcpu(vcpu, read).and_then(|found| unsafe { put(value, found) }))
@@ -109,7 +109,7 @@ extern "C" fn set_simd_fp_reg(vcpu: u64, register: u32, value: &u128) -> Return 
 /// `hv_vcpu_set_simd_fp_reg`. `applevisor-sys` passes a `u128`, and so it is here ...
 #[cfg(not(all(target_arch = "aarch64", target_vendor = "apple")))]
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_simd_fp_reg(vcpu: u64, register: u32, value: u128) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_simd_fp_reg(vcpu: u64, register: u32, value: u128) -> Return {
     set_simd_fp_reg(vcpu, register, &value)
 }
 
@@ -117,7 +117,7 @@ extern "C" fn hv_vcpu_set_simd_fp_reg(vcpu: u64, register: u32, value: u128) -> 
 #[cfg(all(target_arch = "aarch64", target_vendor = "apple"))]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
-extern "C" fn hv_vcpu_set_simd_fp_reg(vcpu: u64, register: u32) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_simd_fp_reg(vcpu: u64, register: u32) -> Return {
     // AAPCS64: x0 and w1 are in place, the vector is in q0. It is spilt below the frame record, and its address becomes the
     // third argument.
     std::arch::naked_asm!(

@@ -27,6 +27,24 @@ struct ExitRecord {
     physical_address: u64,
 }
 
+#[cfg(test)]
+const _: () = {
+    use std::mem::offset_of;
+
+    use applevisor_sys::{hv_exit_reason_t as reasons, hv_vcpu_exit_exception_t as Exception, hv_vcpu_exit_t as Exit};
+
+    const EXCEPTION: usize = offset_of!(Exit, exception);
+    assert!(size_of::<ExitRecord>() == size_of::<Exit>());
+    assert!(offset_of!(ExitRecord, reason) == offset_of!(Exit, reason));
+    assert!(offset_of!(ExitRecord, syndrome) == EXCEPTION + offset_of!(Exception, syndrome));
+    assert!(offset_of!(ExitRecord, virtual_address) == EXCEPTION + offset_of!(Exception, virtual_address));
+    assert!(offset_of!(ExitRecord, physical_address) == EXCEPTION + offset_of!(Exception, physical_address));
+    assert!(reason::CANCELED == reasons::CANCELED as u32);
+    assert!(reason::EXCEPTION == reasons::EXCEPTION as u32);
+    assert!(reason::VTIMER_ACTIVATED == reasons::VTIMER_ACTIVATED as u32);
+    assert!(reason::UNKNOWN == reasons::UNKNOWN as u32);
+};
+
 /// `hv_exit_reason_t`.
 mod reason {
     pub const CANCELED: u32 = 0;
@@ -205,7 +223,7 @@ fn destroy(slot: &Slot) {
 
 /// `hv_vcpu_create`: the vCPU belongs to the calling thread, which has none yet.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_create(
+pub(super) unsafe extern "C" fn hv_vcpu_create(
     vcpu: *mut u64,
     exit: *mut *const std::ffi::c_void,
     config: *mut std::ffi::c_void,
@@ -230,7 +248,7 @@ unsafe extern "C" fn hv_vcpu_create(
 
 /// `hv_vcpu_destroy`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_destroy(vcpu: u64) -> Return {
+pub(super) extern "C" fn hv_vcpu_destroy(vcpu: u64) -> Return {
     code(with_vcpu(vcpu, |slot, _| {
         destroy(slot);
         Ok(())
@@ -239,7 +257,7 @@ extern "C" fn hv_vcpu_destroy(vcpu: u64) -> Return {
 
 /// `hv_vcpu_run`: returns on the next exit.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_run(vcpu: u64) -> Return {
+pub(super) extern "C" fn hv_vcpu_run(vcpu: u64) -> Return {
     code(with_vcpu(vcpu, |slot, inner| {
         if inner.illegal_cpsr.is_some() {
             return Err(ret::ILLEGAL_GUEST_STATE);
@@ -251,7 +269,7 @@ extern "C" fn hv_vcpu_run(vcpu: u64) -> Return {
 
 /// `hv_vcpus_exit`: from any thread. A vCPU that is not running does not start next time.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpus_exit(vcpus: *const u64, count: u32) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpus_exit(vcpus: *const u64, count: u32) -> Return {
     if count == 0 {
         return ret::SUCCESS;
     }
@@ -278,7 +296,7 @@ mod interrupt {
 
 /// `hv_vcpu_get_pending_interrupt`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_pending_interrupt(vcpu: u64, kind: u32, pending: *mut bool) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_pending_interrupt(vcpu: u64, kind: u32, pending: *mut bool) -> Return {
     if kind > interrupt::IRQ {
         return ret::BAD_ARGUMENT;
     }
@@ -289,7 +307,7 @@ unsafe extern "C" fn hv_vcpu_get_pending_interrupt(vcpu: u64, kind: u32, pending
 
 /// `hv_vcpu_set_pending_interrupt`: lasts until `hv_vcpu_run` returns.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_pending_interrupt(vcpu: u64, kind: u32, pending: bool) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_pending_interrupt(vcpu: u64, kind: u32, pending: bool) -> Return {
     code(with_vcpu(vcpu, |_, inner| {
         if kind > interrupt::IRQ {
             return Err(ret::BAD_ARGUMENT);
@@ -301,21 +319,21 @@ extern "C" fn hv_vcpu_set_pending_interrupt(vcpu: u64, kind: u32, pending: bool)
 
 /// `hv_vcpu_get_exec_time`: `mach_absolute_time` ticks inside `hv_vcpu_run`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_exec_time(vcpu: u64, time: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_exec_time(vcpu: u64, time: *mut u64) -> Return {
     // SAFETY: the C signature: a place for a u64.
     unsafe { get(vcpu, time, |slot, _| slot.exec_time.load(Ordering::Relaxed)) }
 }
 
 /// `hv_vcpu_get_vtimer_mask`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_vtimer_mask(vcpu: u64, masked: *mut bool) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_vtimer_mask(vcpu: u64, masked: *mut bool) -> Return {
     // SAFETY: the C signature: a place for a bool.
     unsafe { get(vcpu, masked, |_, inner| inner.vcpu.vtimer_mask()) }
 }
 
 /// `hv_vcpu_set_vtimer_mask`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_vtimer_mask(vcpu: u64, masked: bool) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_vtimer_mask(vcpu: u64, masked: bool) -> Return {
     code(with_vcpu(vcpu, |_, inner| {
         inner.vcpu.set_vtimer_mask(masked);
         Ok(())
@@ -324,14 +342,14 @@ extern "C" fn hv_vcpu_set_vtimer_mask(vcpu: u64, masked: bool) -> Return {
 
 /// `hv_vcpu_get_vtimer_offset`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_vtimer_offset(vcpu: u64, offset: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_vtimer_offset(vcpu: u64, offset: *mut u64) -> Return {
     // SAFETY: the C signature: a place for a u64.
     unsafe { get(vcpu, offset, |_, inner| inner.vcpu.vtimer_offset()) }
 }
 
 /// `hv_vcpu_set_vtimer_offset`: the guest's virtual counter is `mach_absolute_time` less this.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_vtimer_offset(vcpu: u64, offset: u64) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_vtimer_offset(vcpu: u64, offset: u64) -> Return {
     code(with_vcpu(vcpu, |_, inner| {
         inner.vcpu.set_vtimer_offset(offset);
         Ok(())
@@ -340,14 +358,14 @@ extern "C" fn hv_vcpu_set_vtimer_offset(vcpu: u64, offset: u64) -> Return {
 
 /// `hv_vcpu_get_trap_debug_exceptions`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_trap_debug_exceptions(vcpu: u64, value: *mut bool) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_trap_debug_exceptions(vcpu: u64, value: *mut bool) -> Return {
     // SAFETY: the C signature: a place for a bool.
     unsafe { get(vcpu, value, |_, inner| inner.vcpu.cpu.trap_debug_exceptions) }
 }
 
 /// `hv_vcpu_set_trap_debug_exceptions`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_trap_debug_exceptions(vcpu: u64, value: bool) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_trap_debug_exceptions(vcpu: u64, value: bool) -> Return {
     code(with_vcpu(vcpu, |_, inner| {
         inner.vcpu.cpu.trap_debug_exceptions = value;
         inner.vcpu.cpu.refresh();
@@ -357,14 +375,14 @@ extern "C" fn hv_vcpu_set_trap_debug_exceptions(vcpu: u64, value: bool) -> Retur
 
 /// `hv_vcpu_get_trap_debug_reg_accesses`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_get_trap_debug_reg_accesses(vcpu: u64, value: *mut bool) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_get_trap_debug_reg_accesses(vcpu: u64, value: *mut bool) -> Return {
     // SAFETY: the C signature: a place for a bool.
     unsafe { get(vcpu, value, |_, inner| inner.vcpu.cpu.trap_debug_reg_accesses) }
 }
 
 /// `hv_vcpu_set_trap_debug_reg_accesses`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_set_trap_debug_reg_accesses(vcpu: u64, value: bool) -> Return {
+pub(super) extern "C" fn hv_vcpu_set_trap_debug_reg_accesses(vcpu: u64, value: bool) -> Return {
     code(with_vcpu(vcpu, |_, inner| {
         inner.vcpu.cpu.trap_debug_reg_accesses = value;
         inner.vcpu.cpu.refresh();

@@ -34,13 +34,17 @@ pub fn is_vcpu_config(handle: *mut c_void) -> bool {
 
 /// `hv_vcpu_config_create`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vcpu_config_create() -> *mut c_void {
+pub(super) extern "C" fn hv_vcpu_config_create() -> *mut c_void {
     object::create(Object::Vcpu)
 }
 
 /// `hv_vcpu_config_get_feature_reg`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_config_get_feature_reg(config: *mut c_void, register: u32, value: *mut u64) -> Return {
+pub(super) unsafe extern "C" fn hv_vcpu_config_get_feature_reg(
+    config: *mut c_void,
+    register: u32,
+    value: *mut u64,
+) -> Return {
     if !is_vcpu_config(config) {
         return ret::BAD_ARGUMENT;
     }
@@ -52,7 +56,7 @@ unsafe extern "C" fn hv_vcpu_config_get_feature_reg(config: *mut c_void, registe
 /// `hv_vcpu_config_get_ccsidr_el1_sys_reg_values`. The framework's header makes `values` an array of eight, one a cache level;
 /// `applevisor` passes room for one. So only level 1 is written.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vcpu_config_get_ccsidr_el1_sys_reg_values(
+pub(super) unsafe extern "C" fn hv_vcpu_config_get_ccsidr_el1_sys_reg_values(
     config: *mut c_void,
     cache: u32,
     values: *mut u64,

@@ -132,46 +132,46 @@ fn destroy() -> Result<(), Return> {
 
 /// `hv_vm_config_create`.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_config_create() -> *mut c_void {
+pub(super) extern "C" fn hv_vm_config_create() -> *mut c_void {
     object::create(Object::Vm(VmConfig::default()))
 }
 
 /// `hv_vm_create`: one virtual machine per process.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_create(config: *mut c_void) -> Return {
+pub(super) extern "C" fn hv_vm_create(config: *mut c_void) -> Return {
     code(create(config))
 }
 
 /// `hv_vm_destroy`: refused while there are vCPUs.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_destroy() -> Return {
+pub(super) extern "C" fn hv_vm_destroy() -> Return {
     code(destroy())
 }
 
 /// `hv_vm_get_max_vcpu_count`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_get_max_vcpu_count(count: *mut u32) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_get_max_vcpu_count(count: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
     code(if_there_is_one(MAX_VCPUS as u32).and_then(|value| unsafe { put(count, value) }))
 }
 
 /// `hv_vm_config_get_max_ipa_size`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_config_get_max_ipa_size(bits: *mut u32) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_config_get_max_ipa_size(bits: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
     code(if_there_is_one(max_ipa_bits()).and_then(|value| unsafe { put(bits, value) }))
 }
 
 /// `hv_vm_config_get_default_ipa_size`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_config_get_default_ipa_size(bits: *mut u32) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_config_get_default_ipa_size(bits: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
     code(if_there_is_one(DEFAULT_IPA_BITS).and_then(|value| unsafe { put(bits, value) }))
 }
 
 /// `hv_vm_config_set_ipa_size`: 0 is the default, above the maximum is unsupported.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_config_set_ipa_size(config: *mut c_void, bits: u32) -> Return {
+pub(super) extern "C" fn hv_vm_config_set_ipa_size(config: *mut c_void, bits: u32) -> Return {
     if bits > max_ipa_bits() {
         return ret::UNSUPPORTED;
     }
@@ -180,28 +180,28 @@ extern "C" fn hv_vm_config_set_ipa_size(config: *mut c_void, bits: u32) -> Retur
 
 /// `hv_vm_config_get_ipa_size`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_config_get_ipa_size(config: *mut c_void, bits: *mut u32) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_config_get_ipa_size(config: *mut c_void, bits: *mut u32) -> Return {
     // SAFETY: the C signature: a place for a u32.
     code(object::with_vm_config(config, |config| config.ipa_bits).and_then(|value| unsafe { put(bits, value) }))
 }
 
 /// `hv_vm_config_get_el2_supported`: no.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_config_get_el2_supported(supported: *mut bool) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_config_get_el2_supported(supported: *mut bool) -> Return {
     // SAFETY: the C signature: a place for a bool.
     code(unsafe { put(supported, false) })
 }
 
 /// `hv_vm_config_get_el2_enabled`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hv_vm_config_get_el2_enabled(config: *mut c_void, enabled: *mut bool) -> Return {
+pub(super) unsafe extern "C" fn hv_vm_config_get_el2_enabled(config: *mut c_void, enabled: *mut bool) -> Return {
     // SAFETY: the C signature: a place for a bool.
     code(object::with_vm_config(config, |config| config.el2).and_then(|value| unsafe { put(enabled, value) }))
 }
 
 /// `hv_vm_config_set_el2_enabled`: can always be asked for; `hv_vm_create` says no.
 #[unsafe(no_mangle)]
-extern "C" fn hv_vm_config_set_el2_enabled(config: *mut c_void, enabled: bool) -> Return {
+pub(super) extern "C" fn hv_vm_config_set_el2_enabled(config: *mut c_void, enabled: bool) -> Return {
     code(object::with_vm_config(config, |config| config.el2 = enabled))
 }
 
