@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 CARGO = os.environ.get("CARGO", "cargo")
 PROGRAMS = ["squib-host/src/lib.rs", "squib-host/tests/lazy.rs", "squib-host/tests/machine.rs"]
-PROGRAMS += [f"tests/tests/{name}.rs" for name in ("bare", "boot", "dirty", "lazy", "sleep", "snapshot")]
+PROGRAMS += [f"tests/tests/{name}.rs" for name in ("bare", "boot", "dirty", "lazy", "ptp", "sleep", "snapshot")]
 
 
 def cargo(*arguments):

@@ -29,7 +29,9 @@ Examples:
   squib restore --chain vm --track-dirty-pages --snapshot-every 5
 
 One snapshot can be restored any number of times, at the same time too: its files are only read. Disks that the guest
-may write to are the exception: give each restore its own copy with --disk.";
+may write to are the exception: give each restore its own copy with --disk.
+
+The guest's time goes on where it stopped. The host's is in its real-time clock (hwclock -s) and in /dev/ptp0 (chrony).";
 
 /// How RAM arrives.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]

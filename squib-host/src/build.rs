@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use applevisor::prelude::{GicConfig, GicEnabled, Vcpu, VirtualMachine, VirtualMachineConfig, VirtualMachineInstance};
 
-use crate::clock::{self, WallClock};
+use crate::clock;
 use crate::config::{ClockMode, ConsoleConfig, ConsoleInput, DirtyGranule, StopReason};
 use crate::devices::console::Console;
 use crate::devices::pl011::Pl011;
@@ -278,7 +278,7 @@ pub fn measure_counter(parts: &Parts, clock: ClockMode) -> Result<()> {
 }
 
 /// Creates all devices in their reset state and attaches them.
-pub fn attach_devices(parts: &Parts, disks: &[Disk], clock: ClockMode) -> Result<()> {
+pub fn attach_devices(parts: &Parts, disks: &[Disk]) -> Result<()> {
     let shared = &parts.shared;
     let irq: Arc<dyn InterruptController> = Arc::new(Gic(shared.vm.clone()));
     let mut bus = Bus::default();
@@ -290,8 +290,8 @@ pub fn attach_devices(parts: &Parts, disks: &[Disk], clock: ClockMode) -> Result
         device: Arc::clone(&parts.uart) as Arc<dyn Device>,
     });
     let time = Arc::downgrade(shared);
-    let wall = WallClock(clock);
-    let seconds = move || wall.seconds(time.upgrade().map_or(0, |shared| shared.control.guest_counter()));
+    let wall = shared.wall_clock();
+    let seconds = move || wall.time(time.upgrade().map_or(0, |shared| shared.control.guest_counter())).as_secs();
     bus.attach(Attached {
         base: layout::RTC,
         size: layout::DEVICE_SIZE,

@@ -103,17 +103,44 @@ pub fn wall_time() -> Duration {
     kernel::wall_time()
 }
 
-/// Where wall-clock seconds come from.
+/// Where wall time comes from.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock(pub ClockMode);
 
+/// The counter is read between two readings of wall time; so close together they tell its time. Further apart, the host has done something
+/// else meanwhile, or slept, or its clock was set: then it is tried again, so often, and the closest two count.
+const CLOSE: Duration = Duration::from_micros(20);
+const TRIES: u32 = 8;
+
 impl WallClock {
-    /// Seconds since 1970, for the guest whose counter reads `guest_counter`.
-    pub fn seconds(self, guest_counter: u64) -> u64 {
+    /// Time since 1970, for the guest whose counter reads `guest_counter`.
+    pub fn time(self, guest_counter: u64) -> Duration {
         match self.0 {
-            ClockMode::Host => wall_time().as_secs(),
-            ClockMode::Deterministic => DETERMINISTIC_EPOCH + guest_counter / counter_frequency(),
+            ClockMode::Host => wall_time(),
+            ClockMode::Deterministic => {
+                let (frequency, epoch) = (counter_frequency(), Duration::from_secs(DETERMINISTIC_EPOCH));
+                let nanos = scale(guest_counter % frequency, 1_000_000_000, frequency);
+                epoch + Duration::from_secs(guest_counter / frequency) + Duration::from_nanos(nanos)
+            }
         }
+    }
+
+    /// Time since 1970, and the guest's counter at that moment.
+    pub fn with_counter(self, guest_counter: impl Fn() -> u64) -> (Duration, u64) {
+        let sample = || {
+            let before = self.time(guest_counter());
+            let counter = guest_counter();
+            let apart = self.time(counter).abs_diff(before);
+            (apart, before + apart / 2, counter)
+        };
+        let mut closest = sample();
+        for _ in 1..TRIES {
+            if closest.0 <= CLOSE {
+                break;
+            }
+            closest = closest.min(sample());
+        }
+        (closest.1, closest.2)
     }
 }
 
@@ -133,8 +160,27 @@ mod tests {
     #[test]
     fn deterministic_wall_time_follows_the_counter_only() {
         let clock = WallClock(ClockMode::Deterministic);
-        assert_eq!(clock.seconds(0), DETERMINISTIC_EPOCH);
-        assert_eq!(clock.seconds(3 * counter_frequency() + 1), DETERMINISTIC_EPOCH + 3);
-        assert!(WallClock(ClockMode::Host).seconds(0) > DETERMINISTIC_EPOCH);
+        assert_eq!(clock.time(0), Duration::from_secs(DETERMINISTIC_EPOCH));
+        let (seconds, half) = (3 * counter_frequency(), counter_frequency() / 2);
+        assert_eq!(clock.time(seconds + half).as_millis(), u128::from(DETERMINISTIC_EPOCH + 3) * 1000 + 500);
+        assert_eq!(clock.with_counter(|| seconds), (Duration::from_secs(DETERMINISTIC_EPOCH + 3), seconds));
+        assert!(WallClock(ClockMode::Host).time(0).as_secs() > DETERMINISTIC_EPOCH);
+    }
+
+    /// What interrupts the first two tries makes the two readings of wall time differ.
+    #[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
+    #[test]
+    fn a_sleep_between_the_clocks_is_noticed() {
+        let (clock, reads) = (WallClock(ClockMode::Host), AtomicU64::new(0));
+        let begun = wall_time();
+        let (time, counter) = clock.with_counter(|| {
+            let read = reads.fetch_add(1, Ordering::Relaxed);
+            if read < 4 && read % 2 == 1 {
+                squib_sim::control::sleep(Duration::from_secs(3600));
+            }
+            read
+        });
+        assert!(counter >= 5, "the third try, or a later one: {counter}");
+        assert!(time >= begun + Duration::from_secs(7200) && time <= wall_time());
     }
 }

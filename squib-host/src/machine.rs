@@ -112,7 +112,7 @@ impl Machine {
             .iter()
             .map(|d| Disk { path: d.path.clone(), read_only: d.read_only, overridden: false })
             .collect();
-        build::attach_devices(&parts, &disks, clock)?;
+        build::attach_devices(&parts, &disks)?;
 
         build::measure_counter(&parts, clock)?;
 

@@ -57,7 +57,7 @@ pub fn restore(mut config: RestoreConfig) -> Result<Machine> {
     let ram = bring_ram(&config, saved, state.vm_info.mem_size_mib << 20)?;
 
     let mut parts = build::assemble(ram, config.dirty_granule, cpus, config.clock, &mut config.console)?;
-    build::attach_devices(&parts, &disks, config.clock)?;
+    build::attach_devices(&parts, &disks)?;
     LiveGic(&parts.shared.vm).restore(&state.gic_state.bytes).map_err(refused)?;
     build::measure_counter(&parts, config.clock)?;
     check_counter(&record)?;

@@ -105,7 +105,7 @@ fn images_are_what_their_sources_say() {
     let built =
         std::process::Command::new(sources().join("build.sh")).arg(directory.path()).output().expect("build.sh starts");
     assert!(built.status.success(), "make deps installs the assembler: {}", String::from_utf8_lossy(&built.stderr));
-    for name in ["replay.img", "crash.img", "storm.img", "sweep.img", "timer.img", "writes.img"] {
+    for name in ["crash.img", "read-ptp.img", "replay.img", "storm.img", "sweep.img", "timer.img", "writes.img"] {
         let fresh = fs::read(directory.path().join(name)).expect("built");
         assert!(fs::read(sources().join(name)).expect("kept") == fresh, "{name}: run guest-images/bare/build.sh");
     }

@@ -174,7 +174,7 @@ mod tests {
         }
         assert_eq!(value([SMCCC_ARCH_FEATURES.into(), 0x8000_8000, 0, 0]), code::NOT_SUPPORTED);
         assert_eq!(value([SMCCC_ARCH_FEATURES.into(), SMCCC_VERSION.into(), 0, 0]), code::SUCCESS);
-        assert_eq!(value([0x8600_ff01, 0, 0, 0]), code::NOT_SUPPORTED);
+        assert_eq!(value([0x8600_0002, 0, 0, 0]), code::NOT_SUPPORTED, "of a vendor's hypervisor");
     }
 
     #[test]

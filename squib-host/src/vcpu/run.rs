@@ -12,11 +12,13 @@ use applevisor::prelude::{GicEnabled, HypervisorError, Reg, SysReg, Vcpu, Virtua
 use squib_snapshot::{PsciVcpuState, VcpuState};
 
 use super::control::{Cause, Control, Next};
-use super::inject;
 use super::psci::{self, Outcome, Power};
 use super::registers::{self, LiveVcpu};
 use super::sysreg::{self, Answer};
 use super::walk::Regime;
+use super::{hypercall, inject};
+use crate::clock::WallClock;
+use crate::config::ClockMode;
 use crate::crash::CrashReport;
 use crate::devices::Bus;
 use crate::error::{Error, HvContext, Result};
@@ -63,6 +65,11 @@ pub struct Shared {
 impl Shared {
     fn in_ram(&self, address: u64) -> bool {
         address.wrapping_sub(layout::RAM_BASE) < self.ram.size()
+    }
+
+    /// Where the guest's wall time comes from.
+    pub fn wall_clock(&self) -> WallClock {
+        WallClock(if self.deterministic { ClockMode::Deterministic } else { ClockMode::Host })
     }
 }
 
@@ -233,10 +240,23 @@ impl VcpuThread {
         registers::gp(n).map_or(Ok(()), |reg| self.vcpu.set_reg(reg, value))
     }
 
+    /// Nanoseconds since 1970 and the guest's counter, of one moment.
+    fn wall_time_and_counter(&self) -> (u64, u64) {
+        let shared = &self.shared;
+        let (time, counter) = shared.wall_clock().with_counter(|| shared.control.guest_counter());
+        (u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), counter)
+    }
+
     fn firmware_call(&mut self, smc: bool) -> Result<()> {
         let mut args = [0; 4];
         for (n, arg) in args.iter_mut().enumerate() {
             *arg = self.x(n as u8).hv("read a register")?;
+        }
+        if let Some(values) = hypercall::call(args[0] as u32, args[1] as u32, || self.wall_time_and_counter()) {
+            for (n, value) in (0..).zip(values) {
+                self.set_x(n, value.into()).hv("write a register")?;
+            }
+            return if smc { self.advance().hv("move PC") } else { Ok(()) };
         }
         let (index, shared) = (self.index, &self.shared);
         let outcome = shared.control.with_power(|power| {
