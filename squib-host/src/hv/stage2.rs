@@ -1,7 +1,8 @@
 //! Stage 2: guest RAM made visible to the guest, whole or granule by granule, and taken away again before the memory goes.
 //!
-//! Offsets and lengths are in bytes from the start of RAM, multiples of [`GRANULE`]. Every range is mapped from the one guest view,
-//! so a call never spans two VM regions; where the view was opened piece by piece, each piece is mapped by a call of its own.
+//! Offsets and lengths are in bytes from the start of RAM, multiples of [`GRANULE`]. `hv_vm_map` asks for a single VM region of the host's
+//! in a call. Every range is mapped from the one guest view; where the view was opened piece by piece, each piece is mapped by a
+//! call of its own, and no call crosses a multiple of [`REGION`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,10 @@ use applevisor::prelude::{HypervisorError, MemPerms};
 
 use crate::error::{HvContext, Result};
 use crate::memory::{GRANULE, GuestRam};
+
+/// macOS puts shared memory together from objects of 4 GiB, each of which is a VM region of its own where the memory is mapped
+/// (`pshm_truncate` and `pshm_mmap` of xnu, `bsd/kern/posix_shm.c`).
+const REGION: u64 = 4 << 30;
 
 /// What the guest may do with mapped RAM. Execution is always allowed: taking it away would fault fetches for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +55,7 @@ impl MappedRam {
         MappedRam { ram, arrives_protected: AtomicBool::new(false) }
     }
 
-    /// Maps all of `ram`, with every permission, by one call.
+    /// Maps all of `ram`, with every permission.
     pub fn whole(ram: Arc<GuestRam>) -> Result<MappedRam> {
         let mapped = MappedRam::absent(ram);
         mapped.map(0, mapped.ram.size(), Permission::ReadWriteExec)?;
@@ -78,8 +83,18 @@ impl MappedRam {
     /// Maps an unmapped range. The bytes must be complete: the guest sees them at once.
     pub fn map(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
         self.check_range(offset, len)?;
-        // SAFETY: the range lies in the guest view (checked), which is one mapping of readable and writable bytes on a 2 MiB
-        // boundary; `ram` is held until everything is unmapped, so the guest never reaches memory that is gone.
+        let (mut start, end) = (offset, offset + len);
+        while start < end {
+            let next = end.min((start / REGION + 1) * REGION);
+            self.map_region(start, next - start, permission)?;
+            start = next;
+        }
+        Ok(())
+    }
+
+    fn map_region(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
+        // SAFETY: the range lies in the guest view (checked by the caller), which is one mapping of readable and writable bytes on
+        // a 2 MiB boundary; `ram` is held until everything is unmapped, so the guest never reaches memory that is gone.
         let code = unsafe {
             let host = self.ram.guest_view().add(offset as usize);
             applevisor_sys::hv_vm_map(
