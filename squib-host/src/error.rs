@@ -158,6 +158,9 @@ fn file_hint(source: &SnapshotError) -> &'static str {
         | SnapshotError::SizeLimitExceeded { .. }
         | SnapshotError::Bitcode(_)
         | SnapshotError::Record(_) => "; the file is damaged or no state file",
+        SnapshotError::VersionMismatch { found, expected } if found > expected => {
+            "; a newer squib wrote it: use that one"
+        }
         _ => "",
     }
 }

@@ -117,8 +117,8 @@ pub enum SnapshotError {
     },
     /// Memory bytes do not match their checksum.
     #[error(
-        "{path:?} is damaged: guest memory {start:#x}..{end:#x} does not match its checksum (stored {expected:#018x}, \
-         found {found:#018x}); restore from another copy"
+        "{path:?} is damaged, or the memory file of another snapshot: guest memory {start:#x}..{end:#x} does not match its \
+         checksum (stored {expected:#018x}, found {found:#018x}); restore from another copy"
     )]
     MemoryDamaged {
         /// The memory file.

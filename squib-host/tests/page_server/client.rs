@@ -25,7 +25,7 @@ fn a_server_that_will_not_do_is_an_error_at_once() {
     for (fault, words) in [
         (Fault::ClosesAtHello, vec!["closed without an answer"]),
         (Fault::SilentAtHello, vec!["no WELCOME within 300ms"]),
-        (Fault::Garbage, vec!["announced a frame"]),
+        (Fault::Garbage, vec!["announced a frame", "is it a page server?"]),
         (Fault::Version, vec!["version 2"]),
         (Fault::OtherSnapshot, vec!["abababababababababababababababab", &saved.links[0].2.to_string()]),
         (Fault::OtherSize, vec!["6307840 bytes", "6291456"]),
@@ -48,6 +48,8 @@ fn a_server_that_will_not_do_is_an_error_at_once() {
     std::os::unix::net::UnixListener::bind(saved.socket()).expect("bound");
     let error = saved.connect().expect_err("nobody listens").to_string();
     assert!(error.contains("nobody listens"), "{error}");
+    let error = RemoteSource::connect(quick(&saved.links[0].0), saved.states()).expect_err("a file").to_string();
+    assert!(error.contains("not a socket"), "{error}");
 }
 
 /// A fault in the middle: a named error, no byte of it taken for data; and when the server mends its ways, the same source

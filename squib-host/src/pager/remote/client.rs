@@ -351,13 +351,13 @@ impl PageSource for RemoteSource {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.size()) {
             return Err(self.damaged(&format!("{} bytes at {offset:#x} are not inside RAM", buf.len())));
         }
-        let mut deadline = Instant::now() + self.config.patience;
+        let mut since = Instant::now();
         // `refused`: what the server last said or did instead of giving the bytes, and whether it gave others.
         let (mut at, mut origin, mut refused) = (0, Origin::Zero, None);
         while at < buf.len() {
-            let connection = self.link.connection(deadline, true).map_err(|why| {
+            let connection = self.link.connection(since + self.config.patience, true).map_err(|why| {
                 let (wrong, why) = refused.take().unwrap_or((false, why));
-                match self.unavailable(&format!("{why}; tried for {:?}", self.config.patience)) {
+                match self.unavailable(&format!("{why}; tried for {:.1?}", since.elapsed())) {
                     SourceError::Unavailable(why) if wrong => SourceError::Wrong(why),
                     error => error,
                 }
@@ -370,7 +370,7 @@ impl PageSource for RemoteSource {
             match self.fetch(&connection, start, part) {
                 Ok(from) => {
                     at += part.len();
-                    deadline = Instant::now() + self.config.patience;
+                    since = Instant::now();
                     origin = if from == Origin::Zero { origin } else { from };
                 }
                 Err(Fault::Lost(_)) => {}

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -176,6 +177,10 @@ impl Link {
 
     fn open(&self) -> Result<(Arc<Connection>, BufReader<UnixStream>), String> {
         let Target { path, answer_timeout, .. } = &self.target;
+        // Systems differ in what connecting to something else ends with.
+        if path.metadata().is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err("this is not a socket: give the one that `squib page-server` listens at".into());
+        }
         let stream = UnixStream::connect(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "there is no such socket: is `squib page-server` running?".into(),
             io::ErrorKind::ConnectionRefused => "nobody listens there: is `squib page-server` running?".into(),
@@ -191,7 +196,8 @@ impl Link {
         let mut reader = BufReader::new(reader);
         writer.write_all(&self.target.hello.encode()).map_err(|e| e.to_string())?;
         let (kind, body) = receive_welcome(&mut reader).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => format!("no WELCOME within {answer_timeout:?}"),
+            io::ErrorKind::WouldBlock => format!("no WELCOME within {answer_timeout:?}: has it been stopped?"),
+            io::ErrorKind::InvalidData => format!("{e}: is it a page server?"),
             _ => e.to_string(),
         })?;
         let welcome = match kind {
