@@ -64,11 +64,11 @@ docs: ## the API documentation, broken links are errors
 unit: ## cargo test alone; the guests must be there
 	$(CARGO) test --locked --workspace --no-fail-fast $(features)
 
-switches: ## the stand-in's switches all at once, in two ways, under the tests that have machines
-	@FEATURES='$(features)' tests/switches.py harsh lenient
+switches: ## the stand-in's switches many at once, until each was in every position, under every test that has machines
+	@FEATURES='$(features)' tests/switches.py presets
 
-each-switch: ## every position of every switch alone, under the same tests (an hour)
-	@FEATURES='$(features)' tests/switches.py
+each-switch: ## every position of every switch alone, under the same tests (hours)
+	@FEATURES='$(features)' tests/switches.py each
 
 macos: ## check, lint and link for aarch64-apple-darwin, and look into the Mach-O files; on any system
 	@[ -n "$(MACOS_CARGO)" ] || { echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; }

@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub use machines::{Output, Random, bare_image, guest, run_for, turn};
+pub use machines::{Output, Random, bare_image, guest, rounds, run_for, turn};
 pub use shadow::Shadow;
-pub use watched::Watched;
+pub use watched::{COUNT_UNTIL_TOLD, ENOUGH, Watched};
 
 /// No single run of the program takes longer, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -185,14 +185,6 @@ impl Squib {
         self.option("--snapshot-on", text).option("--state", &snapshot.state).option("--memory-file", &snapshot.memory)
     }
 
-    /// Lets a shell script run the program, which is `"$0" "$@"` to it.
-    pub fn script(mut self, script: &str) -> Squib {
-        let mut shell = Command::new("sh");
-        shell.arg("-c").arg(script).arg(self.command.get_program()).args(self.command.get_args());
-        self.command = shell;
-        self
-    }
-
     /// Sets a variable of the program's environment.
     pub fn environment(mut self, name: &str, value: &str) -> Squib {
         self.command.env(name, value);
@@ -293,6 +285,16 @@ impl Snapshot {
 /// The numbers that the guest's `count` printed, in order.
 pub fn counted(console: &str) -> Vec<u32> {
     console.lines().filter_map(|line| line.strip_prefix("count ")?.trim_end().parse().ok()).collect()
+}
+
+/// Restores a guest of [`COUNT_UNTIL_TOLD`], which must go on where it was frozen, no later than `last`, and stop when it is told to.
+#[track_caller]
+pub fn counts_on_until_told(restore: Squib, last: u32) {
+    let outcome = restore.typed("count ", "\n").outcome().expect(0).expect_console(ENOUGH);
+    let rest = counted(&outcome.console);
+    assert!(rest.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{outcome:?}");
+    // None if it was frozen when it had been told already.
+    assert!(rest.first().is_none_or(|first| (1..=last + 1).contains(first)), "{outcome:?}");
 }
 
 /// Every number from 1 to `last`.

@@ -83,6 +83,14 @@ impl Output {
     }
 }
 
+/// How many rounds a test does that could go on for ever: `usual`, `long` with the feature of that name, and a third of them where the
+/// suite is run again with switches of the stand-in turned (`SQUIB_SIM`).
+pub fn rounds(usual: usize, long: usize) -> usize {
+    let rounds = if cfg!(feature = "long") { long } else { usual };
+    let again = std::env::var_os("SQUIB_SIM").is_some_and(|switches| !switches.is_empty());
+    if again { rounds.div_ceil(3) } else { rounds }
+}
+
 /// Numbers that a failed test can be repeated with: SplitMix64 from `SQUIB_SEED`, or any.
 #[derive(Debug)]
 pub struct Random(u64);

@@ -58,12 +58,17 @@ pub const SWITCHES: &[Switch] = &[
     switch("lost-exits", "off", OFF_ON, "A3-04"),
     switch("counter", "24mhz", &["24mhz", "1ghz"], "A2-09"),
     switch("max-ipa", "42", NUMBER, "A3-09"),
-    // Of the system's own state; one of before an update is not to be had in one run.
+    // Of the system's own state, and of those that earlier reports have kept of other versions of it.
     switch("gic-state-refused", "off", OFF_ON, "A5-09"),
     switch("granule", "16k", &["16k", "4k"], "A4-01"),
     switch("ivac-needs-write", "off", OFF_ON, "A4-06"),
     switch("fault-details", "architectural", &["architectural", "vague"], "A1-08"),
 ];
+
+/// Where the report keeps states of the interrupt controller, one for each system it meets: a variable for the suite.
+pub const STATES: &str = "SQUIB_CONFORMANCE_STATES";
+/// The system that the report is about, in the same way.
+pub const SYSTEM: &str = "SQUIB_CONFORMANCE_SYSTEM";
 
 /// What a line of a test's output says of a switch (`switch: KEY=POSITION`, which [`line()`] makes).
 pub fn said(line: &str) -> Option<(&str, &str)> {

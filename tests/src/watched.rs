@@ -5,7 +5,12 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use crate::{PATIENCE, Squib};
+use crate::{PATIENCE, Squib, all_to, counted};
+
+/// Commands of a guest that counts from 1 until a line is typed: see [`Watched::stop_counting`].
+pub const COUNT_UNTIL_TOLD: &str = "stty -echo; count 1000000 0.02 & read line; kill $!; echo that is enough";
+/// Its last word.
+pub const ENOUGH: &str = "that is enough";
 
 /// The run; ended when dropped.
 #[derive(Debug)]
@@ -72,6 +77,24 @@ impl Watched {
     /// Types a line.
     pub fn type_line(&mut self, line: &str) {
         writeln!(self.input.as_mut().expect("its input"), "{line}").expect("the program reads its input");
+    }
+
+    /// Tells a guest of [`COUNT_UNTIL_TOLD`] to stop, and waits for the end, which must be a good one. The number it came to, without
+    /// having left any out.
+    #[track_caller]
+    pub fn stop_counting(mut self) -> u32 {
+        self.type_line("");
+        let (code, console) = self.end();
+        assert_eq!(code, Some(0), "{console}");
+        assert!(console.contains(ENOUGH), "{console}");
+        let numbers = counted(&console);
+        assert_eq!(numbers, all_to(numbers.len() as u32), "{console}");
+        numbers.len() as u32
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for the end: the exit code, and all of the console.

@@ -7,15 +7,18 @@ use std::time::Duration;
 
 use squib_host::{DirtyGranule, DiskConfig, Machine, MachineConfig, SaveTarget, SnapshotKind};
 use squib_snapshot::{Chain, StateFile};
-use squib_tests::{Output, Random, Shadow, Squib, all_to, counted, guest, run_for, turn};
+use squib_tests::{
+    COUNT_UNTIL_TOLD, Output, Random, Shadow, Squib, all_to, counted, counts_on_until_told, guest, rounds, run_for,
+    turn,
+};
 
 fn link(directory: &Path, number: usize) -> SaveTarget {
     let file = |extension| directory.join(format!("{number:04}.{extension}"));
     SaveTarget { state: file("state"), memory: file("mem") }
 }
 
-/// Runs a guest for `rounds` random times of at most `longest`, a snapshot after each, now and then a full one.
-fn rounds(mut config: MachineConfig, ready: &str, rounds: usize, longest: Duration) {
+/// Runs a guest for `count` random times of at most `longest`, a snapshot after each, now and then a full one.
+fn snapshots(mut config: MachineConfig, ready: &str, count: usize, longest: Duration) {
     let _turn = turn();
     let mut random = Random::new();
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -24,7 +27,7 @@ fn rounds(mut config: MachineConfig, ready: &str, rounds: usize, longest: Durati
     let mut machine = Machine::boot(config).expect("the machine boots");
     output.run_to_watch(&mut machine);
     let (mut dirty, mut faults, mut links) = (0, 0, Vec::new());
-    for round in 0..rounds {
+    for round in 0..count {
         let target = link(directory.path(), round);
         let full = round % 32 == 0;
         let report = shadow.check(&mut machine, if full { SnapshotKind::Full } else { SnapshotKind::Diff }, &target);
@@ -37,7 +40,7 @@ fn rounds(mut config: MachineConfig, ready: &str, rounds: usize, longest: Durati
         links.push(target);
         run_for(&mut machine, Duration::from_micros(1 + random.below(longest.as_micros() as u64)));
     }
-    println!("{rounds} rounds: {dirty} bytes of diffs after {faults} write faults");
+    println!("{count} rounds: {dirty} bytes of diffs after {faults} write faults");
     assert!(dirty > 0 && faults > 0, "{}", output.text());
     let (base, diffs) = links.split_first().expect("there are links");
     let diffs: Vec<_> = diffs.iter().map(|link| (&link.state, &link.memory)).collect();
@@ -72,8 +75,7 @@ fn base_and_diffs_are_ram_at_every_pause() {
                     echo the work begins; work 0 & work 1 & wait";
     let mut config = with_disk(commands, 128, scratch_disk(disks.path()));
     config.cpus = 2;
-    let many = if cfg!(feature = "long") { 600 } else { 200 };
-    rounds(config, "the work begins", many, Duration::from_millis(30));
+    snapshots(config, "the work begins", rounds(200, 600), Duration::from_millis(30));
 }
 
 /// One vCPU has a disk read into the same memory again and again, the other one makes diffs so large that reading them takes a while:
@@ -89,7 +91,7 @@ fn base_and_diffs_are_ram_while_a_disk_is_read() {
                     skip=$(((n=n+17)%360)) 2>/dev/null; echo 1 > /proc/sys/vm/drop_caches; done";
     let mut config = with_disk(commands, 160, DiskConfig { path, read_only: true });
     (config.cpus, config.dirty_granule) = (2, DirtyGranule::Page);
-    rounds(config, "the reading begins", if cfg!(feature = "long") { 200 } else { 25 }, Duration::from_millis(150));
+    snapshots(config, "the reading begins", rounds(25, 200), Duration::from_millis(150));
 }
 
 /// `stress-ng` on four vCPUs writes memory and disk, in a Debian root.
@@ -104,7 +106,7 @@ fn base_and_diffs_are_ram_under_stress() {
     let mut config = guest("bookworm-cloud", 320, commands);
     config.cmdline = format!("squib.root=/dev/vda {}", config.cmdline);
     (config.cpus, config.disks) = (4, vec![DiskConfig { path, read_only: false }]);
-    rounds(config, "the stress begins", 300, Duration::from_millis(400));
+    snapshots(config, "the stress begins", rounds(300, 300), Duration::from_millis(400));
 }
 
 /// A guest that counts to `to`, with a chain; the run ends before, at `end`.
@@ -169,34 +171,29 @@ fn a_chain_grows_while_its_guest_runs() {
     counting(&dir, 5, 5).outcome().expect_error(&["does not continue", "empty directory"]);
 }
 
-/// A directory that is away for a while costs the links of that while, and no page.
+/// A directory that is away for a while costs the links of that while, and no page. Everything waits for what the program says, however
+/// long that takes.
 #[test]
 fn links_that_fail_leave_the_guest_running_and_their_pages_to_the_next() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (dir, away) = (directory.path().join("chain"), directory.path().join("away"));
-    let mover = std::thread::spawn({
-        let dir = dir.clone();
-        move || {
-            let wait_for = |count: usize| {
-                let patience = std::time::Instant::now();
-                while links(&dir) < count && patience.elapsed() < Duration::from_secs(60) {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                links(&dir)
-            };
-            wait_for(2);
-            fs::rename(&dir, &away).expect("the directory goes away");
-            std::thread::sleep(Duration::from_secs(1));
-            fs::rename(&away, &dir).expect("the directory comes back");
-            let before = links(&dir);
-            (before, wait_for(before + 1))
-        }
-    });
-    let outcome = counting(&dir, 180, 150).outcome().expect(0);
-    let (before, after) = mover.join().expect("the directory can be moved");
-    assert!(after > before && before >= 2, "{before} links, then {after}: {outcome:?}");
-    assert_eq!(counted(&outcome.console), all_to(150));
-    assert!(outcome.event("snapshot-failed")["error"].as_str().is_some_and(|error| !error.is_empty()));
-    let console = Squib::new("restore").option("--chain", &dir).option("--backend", "copy").outcome().expect(0).console;
-    assert_eq!(counted(&console).last(), Some(&180), "{console}");
+    let mut guest = Squib::run("bookworm-cloud", COUNT_UNTIL_TOLD)
+        .arg("--json")
+        .arg("--track-dirty-pages")
+        .option("--snapshot-every", "0.3")
+        .option("--chain", &dir)
+        .watched();
+    guest.console("count 1");
+    let committed = || guest.message(r#""event":"snapshot""#);
+    committed();
+    committed();
+    fs::rename(&dir, &away).expect("the directory goes away");
+    let failure = guest.message("snapshot-failed");
+    assert!(failure.contains("No such file or directory"), "{failure}");
+    let before = links(&away);
+    fs::rename(&away, &dir).expect("the directory comes back");
+    committed();
+    assert!(links(&dir) > before, "the chain goes on");
+    let last = guest.stop_counting();
+    counts_on_until_told(Squib::new("restore").option("--chain", &dir).option("--backend", "copy"), last);
 }

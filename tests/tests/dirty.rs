@@ -9,7 +9,7 @@ use squib_host::{
     SnapshotKind,
 };
 use squib_snapshot::{Chain, StateFile};
-use squib_tests::{Output, Random, Shadow, bare_image, run_for, turn};
+use squib_tests::{Output, Random, Shadow, bare_image, rounds, run_for, turn};
 
 const PAGE: u64 = 16 << 10;
 /// Where the guests write, in pages from the start of RAM.
@@ -100,7 +100,7 @@ fn a_change_of_granule_under_load_loses_nothing() {
     output.run_to_watch(&mut machine);
     shadow.check(&mut machine, SnapshotKind::Full, &link(directory.path(), 0));
     let (mut round, mut steps) = (0, GranuleSteps::default());
-    while round < if cfg!(feature = "long") { 400 } else { 40 } || steps.down < 4 || steps.up < 4 {
+    while round < rounds(40, 400) || steps.down < 4 || steps.up < 4 {
         round += 1;
         assert!(round < 2000, "the granule hardly ever changes: {steps:?}");
         // Short ones touch few pages of a block, long ones all of them.
@@ -124,7 +124,7 @@ fn a_storm_on_one_block_loses_nothing() {
         let mut machine = Machine::boot(config).unwrap();
         output.run_to_watch(&mut machine);
         shadow.check(&mut machine, SnapshotKind::Full, &link(directory.path(), 0));
-        for round in 1..if cfg!(feature = "long") { 200 } else { 25 } {
+        for round in 1..rounds(25, 200) {
             run_for(&mut machine, Duration::from_micros(random.below(4000)));
             shadow.check(&mut machine, SnapshotKind::Diff, &link(directory.path(), round));
         }
@@ -150,9 +150,8 @@ fn large_diffs_are_read_under_a_writing_guest() {
         let (mut machine, mut shadow) = (Machine::boot(config).unwrap(), Shadow::default());
         run_for(&mut machine, Duration::from_millis(200));
         shadow.check(&mut machine, SnapshotKind::Full, &link(directory.path(), 0));
-        let rounds = if cfg!(feature = "long") { 40 } else { 5 };
         let (mut round, mut large, mut patience) = (0, 0, 20);
-        while round < rounds || large < 2 {
+        while round < rounds(5, 40) || large < 2 {
             assert!(patience < 10_000, "{granule:?}: {large} diffs of more than 64 MiB");
             round += 1;
             run_for(&mut machine, Duration::from_millis(patience + random.below(60)));

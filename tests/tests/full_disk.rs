@@ -12,6 +12,8 @@ use squib_host::{
     ChainDir, ConsoleConfig, ConsoleInput, DirtyGranule, Machine, MachineConfig, RestoreBackend, SaveTarget,
     SnapshotKind, SnapshotReport,
 };
+#[cfg(target_os = "linux")]
+use squib_tests::{COUNT_UNTIL_TOLD, counts_on_until_told};
 use squib_tests::{Output, Shadow, Squib, all_to, bare_image, counted, turn};
 
 /// Names the directory to the test that runs in a namespace of its own.
@@ -253,20 +255,24 @@ fn the_program_outlives_a_limit_for_files() {
     let _turn = turn();
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("chain");
-    let (first, dir) = (link(&dir, 0).state, dir);
-    let script = format!(
-        r#""$0" "$@" & until [ -e '{}' ]; do sleep 0.02; done
-        prlimit --pid $! --fsize=1048576: && sleep 0.8 && prlimit --pid $! --fsize=unlimited: && wait $!"#,
-        first.display()
-    );
-    let run = counting(150).option("--exit-on", "count 120\r\n").arg("--json").arg("--track-dirty-pages");
-    let run = run.option("--snapshot-every", "0.2").option("--chain", &dir);
-    let outcome = run.script(&script).outcome().expect(0);
-    assert_eq!(counted(&outcome.console), all_to(120));
-    assert!(outcome.event("snapshot-failed")["error"].as_str().is_some_and(|error| error.contains("File too large")));
-    assert!(ChainDir::open(&dir).unwrap().links().len() > 1, "{outcome:?}");
-    let console = Squib::new("restore").option("--chain", &dir).outcome().expect(0).console;
-    assert_eq!(counted(&console).last(), Some(&150), "{console}");
+    let run = Squib::run("bookworm-cloud", COUNT_UNTIL_TOLD).arg("--json").arg("--track-dirty-pages");
+    let mut guest = run.option("--snapshot-every", "0.2").option("--chain", &dir).watched();
+    guest.console("count 1");
+    let committed = || guest.message(r#""event":"snapshot""#);
+    let limit = |bytes: &str| {
+        let mut prlimit = Command::new("prlimit");
+        let set = prlimit.args(["--pid", &guest.id().to_string(), &format!("--fsize={bytes}:")]).status();
+        assert!(set.is_ok_and(|status| status.success()), "prlimit (util-linux)");
+    };
+    committed();
+    limit("1048576");
+    let failure = guest.message("snapshot-failed");
+    assert!(failure.contains("File too large"), "{failure}");
+    limit("unlimited");
+    committed();
+    let last = guest.stop_counting();
+    assert!(ChainDir::open(&dir).unwrap().links().len() > 1);
+    counts_on_until_told(Squib::new("restore").option("--chain", &dir), last);
 }
 
 /// A snapshot that cannot be written does not end its guest, whatever was to come after it.

@@ -8,14 +8,16 @@ use applevisor::prelude::{GicDisabled, HypervisorError, VirtualMachine, VirtualM
 
 use crate::error::{CREATE_VM, Error, HvContext, Result};
 
-const RETRIES: u32 = 100;
-const WAIT: Duration = Duration::from_millis(50);
+/// How long to wait before each of the next tries: hardly at first, about 5 s in all.
+fn waits() -> impl Iterator<Item = Duration> {
+    (0..100).map(|tries: u32| Duration::from_millis(1 << tries.min(6)).min(Duration::from_millis(50)))
+}
 
 /// Calls `create` again while it fails because the framework is busy.
 pub fn patiently<T>(mut create: impl FnMut() -> Result<T>) -> Result<T> {
-    for _ in 0..RETRIES {
+    for wait in waits() {
         match create() {
-            Err(Error::Hypervisor { source: HypervisorError::Busy, .. }) => std::thread::sleep(WAIT),
+            Err(Error::Hypervisor { source: HypervisorError::Busy, .. }) => std::thread::sleep(wait),
             result => return result,
         }
     }
@@ -51,11 +53,11 @@ impl Teardown {
 
 impl Drop for Teardown {
     fn drop(&mut self) {
-        for _ in 0..RETRIES {
+        for wait in waits() {
             // SAFETY: plain call. Its vCPUs' threads have been joined; where the binding has already destroyed the machine, the
             // call finds none.
             match HypervisorError::from(unsafe { applevisor_sys::hv_vm_destroy() }) {
-                HypervisorError::Busy => std::thread::sleep(WAIT),
+                HypervisorError::Busy => std::thread::sleep(wait),
                 _ => return,
             }
         }

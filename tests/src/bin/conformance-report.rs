@@ -81,7 +81,9 @@ fn suite(messages: &Path) -> Result<PathBuf, String> {
 /// Whether nothing was refuted.
 fn report(suite: &Path, directory: &Path, patience: Duration) -> Result<bool, String> {
     squib_tests::sign(suite);
-    let runs: Vec<Run> = tests(suite)?.into_iter().map(|name| run(suite, name, patience)).collect::<Result<_, _>>()?;
+    let host = host();
+    let run = |name| run(suite, name, &host, patience);
+    let runs: Vec<Run> = tests(suite)?.into_iter().map(run).collect::<Result<_, _>>()?;
     let rows: Vec<Row> = FACTS.iter().map(|fact| row(fact, &runs)).collect();
     for row in &rows {
         println!("{:<7} {:<10} {}", row.label, row.verdict, row.text);
@@ -92,7 +94,6 @@ fn report(suite: &Path, directory: &Path, patience: Duration) -> Result<bool, St
     let unnamed: Vec<&Run> = runs.iter().filter(|run| facts::of_test(&run.name).is_empty()).collect();
     let failed = unnamed.iter().filter(|run| !run.passed).count();
     let summary: Vec<String> = verdicts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
-    let host = host();
     println!("\n{host}\n{}; {} tests of no single fact, {failed} failed", summary.join(", "), unnamed.len());
     unnamed.iter().filter(|run| !run.passed).for_each(|run| println!("failed: {}: {}", run.name, run.reason));
     let findings = switches::findings(runs.iter().flat_map(|run| &run.switches).map(String::as_str));
@@ -117,9 +118,11 @@ fn tests(suite: &Path) -> Result<Vec<String>, String> {
     if names.is_empty() { Err(format!("{} has no tests", suite.display())) } else { Ok(names) }
 }
 
-fn run(suite: &Path, name: String, patience: Duration) -> Result<Run, String> {
+fn run(suite: &Path, name: String, host: &str, patience: Duration) -> Result<Run, String> {
     let mut command = Command::new(suite);
     command.args(["--exact", &name, "--nocapture", "--test-threads=1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Beside the guests: what builds leave is cleaned away between two versions of a system.
+    command.env(switches::STATES, squib_tests::guest_cache().join("conformance")).env(switches::SYSTEM, host);
     let mut child = command.spawn().map_err(|error| format!("{}: {error}", suite.display()))?;
     let mut output = child.stdout.take().expect("piped");
     let mut errors = child.stderr.take().expect("piped");

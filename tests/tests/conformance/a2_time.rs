@@ -237,25 +237,31 @@ fn a2_07_a2_08_with_a_gic_the_timer_is_ppi_27() {
     assert_eq!(guest.x(Reg::X0), 27);
 }
 
+/// Between two readings of the counter lie more than the ticks of `mach_absolute_time` that passed inside, and fewer than those outside:
+/// that holds on the busiest host, and tells 1 GHz from 24 MHz.
 #[test]
 fn a2_09_a2_10_a2_11_the_counter_counts_at_the_frequency_it_names() {
     let frequency = frequency();
     probe("CNTFRQ_EL0", format_args!("{frequency} Hz"));
-    match frequency {
-        24_000_000 => switch("counter", "24mhz"),
-        1_000_000_000 => switch("counter", "1ghz"),
-        other => switch("counter", format_args!("{other} Hz")),
-    }
     let guest = guest(&[mrs(0, CNTVCT_EL0), hvc(1), mrs(1, CNTVCT_EL0), hvc(2)]);
+    let outside = now();
     guest.run_to(1);
-    let start = now();
+    let inside = now();
     thread::sleep(Duration::from_millis(50));
-    let slept = ticks(now() - start, frequency);
+    let inside = now() - inside;
     guest.run_to(2);
+    let outside = now() - outside;
     let counted = guest.x(Reg::X1) - guest.x(Reg::X0);
-    probe("guest ticks in a sleep of 50 ms", counted);
-    probe("mach_absolute_time scaled to that frequency", slept);
-    assert!(counted >= slept, "{counted} ticks in a sleep of {slept}");
+    let found = format!("{counted} ticks in {inside} to {outside} of mach_absolute_time");
+    probe("the counter in a sleep of 50 ms", &found);
+    // One more for the part of a tick at either end.
+    let fits = ticks(inside, frequency) <= counted && counted <= ticks(outside + 1, frequency) + 1;
+    match (fits, frequency) {
+        (true, 24_000_000) => switch("counter", "24mhz"),
+        (true, 1_000_000_000) => switch("counter", "1ghz"),
+        _ => switch("counter", format_args!("{frequency} Hz, {found}")),
+    }
+    assert!(fits, "{found}");
 }
 
 #[test]

@@ -370,12 +370,12 @@ fn no_wake_up_is_lost_between_waiting_vcpus() {
                 vcpu.set_reg(Reg::X21, ROUNDS).unwrap();
                 vcpu.set_reg(Reg::X22, 7 << 24 | 1 << ((id + 1) % VCPUS)).unwrap();
                 ready.wait();
-                assert_eq!(
-                    run_on(vm, &vcpu).exception.syndrome,
-                    hvc_syndrome(9),
-                    "{} rounds left",
-                    vcpu.get_reg(Reg::X21).unwrap()
-                );
+                // A busy host may take long for all rounds, but not for one.
+                let (mut left, mut before) = (ROUNDS, 0);
+                while left != before && run_on(vm, &vcpu).reason == ExitReason::CANCELED {
+                    (before, left) = (left, vcpu.get_reg(Reg::X21).unwrap());
+                }
+                assert_eq!(vcpu.get_exit_info().exception.syndrome, hvc_syndrome(9), "{left} rounds left");
                 ready.wait();
             });
         }

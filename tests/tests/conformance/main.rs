@@ -22,6 +22,7 @@ mod a4_restart;
 mod a4_running;
 mod a5_gic;
 mod a5_interrupts;
+mod a5_state;
 mod a6_registers;
 mod a7_restore;
 mod a8_faults;
