@@ -5,7 +5,7 @@
 //! the guest moves them.
 //!
 //! The clocks that go on in sleep, wall time and `mach_continuous_time`, are here too, since a sleep is nothing but a difference
-//! between the two kinds: [`sleep`] makes one for tests.
+//! between the two kinds: `control::sleep` makes one for tests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
