@@ -15,8 +15,31 @@ step() {
     shift
     printf '\n=== %s: %s\n' "$name" "$*"
     start=$(date +%s)
-    { "$@" 2>&1; echo $? >"$logs/status"; } | tee "$logs/$name.log"
-    status=$(cat "$logs/status")
+    { "$@" 2>&1; echo $? >"$logs/$name.status"; } | tee "$logs/$name.log"
+    count
+}
+
+# A background step does not outlive the suite.
+trap 'trap - INT TERM; kill 0' INT TERM
+
+# beside NAME COMMAND...: the same in the background, for what processors have left over; `joined` shows and counts it.
+beside() {
+    beside_name=$1 beside_start=$(date +%s)
+    shift
+    { nice -n 19 "$@" >"$logs/$beside_name.log" 2>&1; echo $? >"$logs/$beside_name.status"; } &
+}
+
+joined() {
+    wait
+    name=$beside_name start=$beside_start
+    printf '\n=== %s, which ran beside the others:\n' "$name"
+    cat "$logs/$name.log"
+    count
+}
+
+# Adds a step that is done to the table.
+count() {
+    status=$(cat "$logs/$name.status")
     counts=$(awk '/^test result:/ {p += $4; f += $6; n++} END {if (n) print p + 0, f + 0}' "$logs/$name.log")
     if [ -n "$counts" ]; then
         step_passed=${counts% *} step_failed=${counts#* }
@@ -39,6 +62,9 @@ step guests guest-images/fetch.sh bookworm-cloud trixie-cloud sid-cloud
 step root-disk make root-disk
 step fmt make fmt
 step lint make lint
+if [ -n "${MACOS_CARGO:-}" ]; then
+    beside macos make macos
+fi
 step unit env RUST_BACKTRACE=1 make unit
 if [ "$(uname -sm)" != "Darwin arm64" ] || [ -n "${SIM:-}" ]; then
     # The framework has no switches.
@@ -46,7 +72,7 @@ if [ "$(uname -sm)" != "Darwin arm64" ] || [ -n "${SIM:-}" ]; then
 fi
 step docs make docs
 if [ -n "${MACOS_CARGO:-}" ]; then
-    step macos make macos
+    joined
 elif [ "$(uname -sm)" != "Darwin arm64" ]; then
     unchecked='aarch64-apple-darwin was NOT checked: no cargo for it here (MACOS_CARGO names one); this is not counted as passed.'
 fi

@@ -26,6 +26,9 @@ const FATAL: [i32; 10] = [
     libc::SIGXCPU,
 ];
 
+/// Signals that stop this process and let it go on, but for those that cannot be caught.
+const STOPS: [i32; 2] = [libc::SIGTSTP, libc::SIGCONT];
+
 /// Holds the terminal in raw mode.
 #[derive(Debug)]
 pub struct RawTerminal(());
@@ -49,12 +52,15 @@ impl RawTerminal {
         static HOOKS: Once = Once::new();
         HOOKS.call_once(install_hooks);
         RAW.store(true, Ordering::SeqCst);
-        // SAFETY: `raw` was made of a termios read from this terminal.
-        if unsafe { libc::tcsetattr(0, libc::TCSAFLUSH, raw) } != 0 {
-            RAW.store(false, Ordering::SeqCst);
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Some(RawTerminal(())))
+        without_stops(|| {
+            let _turn = Turn::wait();
+            // SAFETY: `raw` was made of a termios read from this terminal.
+            if unsafe { libc::tcsetattr(0, libc::TCSAFLUSH, raw) } != 0 {
+                RAW.store(false, Ordering::SeqCst);
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Some(RawTerminal(())))
+        })
     }
 }
 
@@ -77,31 +83,96 @@ extern "C" fn restore() {
     }
 }
 
+/// One thread at a time gives the terminal up or takes it, however many handle signals: else one that takes it, after the last
+/// stop, could do so in the middle of the next. The handlers block each other's signal, so none waits for what it interrupted.
+struct Turn;
+
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl Turn {
+    fn wait() -> Turn {
+        while TAKEN.swap(true, Ordering::SeqCst) {
+            std::hint::spin_loop();
+        }
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TAKEN.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A set of signals.
+fn signals(members: &[i32]) -> libc::sigset_t {
+    // SAFETY: an all-zero set is a valid place for sigemptyset to make one of; both calls are async-signal-safe.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        members.iter().for_each(|signal| drop(libc::sigaddset(&mut set, *signal)));
+        set
+    }
+}
+
+/// Runs `work` with SIGTSTP and SIGCONT held back from this thread.
+fn without_stops<T>(work: impl FnOnce() -> T) -> T {
+    let (both, mut before) = (signals(&STOPS), signals(&[]));
+    // SAFETY: both sets were made by sigemptyset.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &both, &mut before) };
+    let done = work();
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
+    done
+}
+
+/// Catches SIGTSTP or SIGCONT, with both held back in the handler.
+fn catch(signal: i32, handler: extern "C" fn(i32)) {
+    // SAFETY: an all-zero sigaction is one to fill in; the call is async-signal-safe, and so are the handlers.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        (action.sa_flags, action.sa_mask) = (libc::SA_RESTART, signals(&STOPS));
+        libc::sigaction(signal, &action, std::ptr::null_mut());
+    }
+}
+
 /// SIGTSTP: puts the terminal back, stops as if the signal had never been caught, and takes the terminal again.
 extern "C" fn on_stop(signal: i32) {
     let interrupted = errno::errno();
-    if let (true, Some((before, _))) = (RAW.load(Ordering::SeqCst), MODES.get()) {
-        set(before);
+    {
+        let _turn = Turn::wait();
+        if let (true, Some((before, _))) = (RAW.load(Ordering::SeqCst), MODES.get()) {
+            set(before);
+        }
+        let stop = signals(&[signal]);
+        // SAFETY: all calls are async-signal-safe. The signal is blocked in its handler, so it stops the process where it is unblocked;
+        // an orphaned process group is not stopped, and just goes on.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &stop, std::ptr::null_mut());
+            libc::pthread_sigmask(libc::SIG_BLOCK, &stop, std::ptr::null_mut());
+        }
+        catch(signal, on_stop);
+        take();
     }
-    // SAFETY: all calls are async-signal-safe, and `stop` is made by sigemptyset. The signal is blocked in its handler, so it stops the
-    // process where it is unblocked; an orphaned process group is not stopped, and just goes on.
-    unsafe {
-        let mut stop: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut stop);
-        libc::sigaddset(&mut stop, signal);
-        libc::signal(signal, libc::SIG_DFL);
-        libc::raise(signal);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &stop, std::ptr::null_mut());
-        libc::signal(signal, on_stop as *const () as libc::sighandler_t);
-    }
-    on_continue(libc::SIGCONT);
     errno::set_errno(interrupted);
 }
 
 /// SIGCONT: whatever stopped the process, SIGSTOP too, the terminal may have been somebody else's meanwhile.
 extern "C" fn on_continue(_signal: i32) {
-    let (true, Some((before, raw))) = (RAW.load(Ordering::SeqCst), MODES.get()) else { return };
     let interrupted = errno::errno();
+    {
+        let _turn = Turn::wait();
+        take();
+    }
+    errno::set_errno(interrupted);
+}
+
+/// Makes the terminal raw, if it is to be and this process is in the foreground.
+fn take() {
+    let (true, Some((before, raw))) = (RAW.load(Ordering::SeqCst), MODES.get()) else { return };
     // SAFETY: both calls are async-signal-safe and take or return numbers.
     let (foreground, own) = unsafe { (libc::tcgetpgrp(0), libc::getpgrp()) };
     // In the background it would stop the process again; a terminal that does not control this process has no background.
@@ -112,7 +183,6 @@ extern "C" fn on_continue(_signal: i32) {
             set(before);
         }
     }
-    errno::set_errno(interrupted);
 }
 
 extern "C" fn on_fatal_signal(signal: i32) {
@@ -128,17 +198,21 @@ extern "C" fn on_fatal_signal(signal: i32) {
 fn install_hooks() {
     // SAFETY: `restore` takes and returns nothing, as atexit wants.
     unsafe { libc::atexit(restore) };
-    let stops: [(i32, extern "C" fn(i32)); 2] = [(libc::SIGTSTP, on_stop), (libc::SIGCONT, on_continue)];
-    for (signal, handler) in
-        FATAL.map(|signal| (signal, on_fatal_signal as extern "C" fn(i32))).into_iter().chain(stops)
-    {
-        // SAFETY: the handlers only make async-signal-safe calls. A handler somebody else installed is left in place.
+    let handlers: [extern "C" fn(i32); 2] = [on_stop, on_continue];
+    let is_default = |signal| {
+        // SAFETY: an all-zero sigaction is a valid place for the result, which is all that is asked for.
         unsafe {
             let mut current: libc::sigaction = std::mem::zeroed();
-            if libc::sigaction(signal, std::ptr::null(), &mut current) == 0 && current.sa_sigaction == libc::SIG_DFL {
-                libc::signal(signal, handler as *const () as libc::sighandler_t);
-            }
+            libc::sigaction(signal, std::ptr::null(), &mut current) == 0 && current.sa_sigaction == libc::SIG_DFL
         }
+    };
+    // A handler somebody else installed is left in place.
+    for signal in FATAL.into_iter().filter(|signal| is_default(*signal)) {
+        // SAFETY: the handler only makes async-signal-safe calls.
+        unsafe { libc::signal(signal, on_fatal_signal as *const () as libc::sighandler_t) };
+    }
+    for (signal, handler) in STOPS.into_iter().zip(handlers).filter(|(signal, _)| is_default(*signal)) {
+        catch(signal, handler);
     }
 }
 

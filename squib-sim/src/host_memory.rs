@@ -218,6 +218,7 @@ pub use protection::Protections;
 
 #[cfg(target_os = "linux")]
 mod protection {
+    use std::ops::Range;
     use std::ptr;
 
     use super::{HostMemoryError, HostProtection};
@@ -293,21 +294,36 @@ mod protection {
         last
     }
 
-    /// The protection of the process's address space, at one moment.
+    /// The protection of a part of the process's address space, at one moment.
     #[derive(Debug, Default)]
-    pub struct Protections(Vec<(u64, u64, Perms)>);
+    pub struct Protections {
+        ranges: Vec<(u64, u64, Perms)>,
+        /// What the system said of them: what protects, and what is mapped.
+        said: String,
+    }
 
     impl Protections {
         /// As it is now.
-        pub fn read() -> Protections {
-            let maps = settled_maps();
-            Protections(maps.lines().filter_map(parse).map(|found| (found.start, found.end, found.perms)).collect())
+        pub fn read(part: Range<u64>) -> Protections {
+            let mut now = Protections::default();
+            for line in settled_maps().lines() {
+                if let Some(found) = parse(line).filter(|found| found.start < part.end && found.end > part.start) {
+                    now.ranges.push((found.start, found.end, found.perms));
+                    now.said.push_str(line);
+                }
+            }
+            now
+        }
+
+        /// Whether nothing of it is any different than it was.
+        pub fn is_as(&self, before: &Protections) -> bool {
+            self.said == before.said
         }
 
         /// The protection at `address`; `None` if nothing is mapped there.
         pub fn at(&self, address: u64) -> Option<Perms> {
-            let index = self.0.partition_point(|&(_, end, _)| end <= address);
-            self.0.get(index).filter(|&&(start, ..)| start <= address).map(|&(.., perms)| perms)
+            let index = self.ranges.partition_point(|&(_, end, _)| end <= address);
+            self.ranges.get(index).filter(|&&(start, ..)| start <= address).map(|&(.., perms)| perms)
         }
 
         /// The protection of a range now.
@@ -391,9 +407,14 @@ mod protection {
     }
 
     impl Protections {
-        /// As it is now.
-        pub fn read() -> Protections {
+        /// As it is whenever it is asked.
+        pub fn read(_part: Range<u64>) -> Protections {
             Protections(())
+        }
+
+        /// Nothing is known of what it was.
+        pub fn is_as(&self, _before: &Protections) -> bool {
+            false
         }
 
         /// The protection at `address`; `None` if nothing is mapped there.

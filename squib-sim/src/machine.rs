@@ -82,7 +82,8 @@ impl Machine {
 
     /// Notes how host memory is protected now, for the switch that lets the guest feel it.
     pub fn observe_host_protection(&self) {
-        self.stage2.observe_host_protection();
-        self.stage2_changed(0, self.stage2.ipa_size(), false);
+        if self.stage2.observe_host_protection() {
+            self.stage2_changed(0, self.stage2.ipa_size(), false);
+        }
     }
 }

@@ -146,6 +146,8 @@ struct Followed {
     /// IPA to end of range and host address.
     ranges: BTreeMap<u64, (u64, u64)>,
     protections: Protections,
+    /// They have changed, and translations may be older.
+    stale: bool,
 }
 
 impl Stage2 {
@@ -198,15 +200,16 @@ impl Stage2 {
         if let Some(followed) = &self.followed {
             let mut followed = followed.write().unwrap_or_else(|poisoned| poisoned.into_inner());
             followed.ranges.insert(ipa, (ipa + size, host));
-            followed.protections = Protections::read();
+            // Translations of what was mapped before are to go, but not now: callers hold the memory map.
+            followed.stale |= followed.look();
         }
     }
 
-    /// Looks at how host memory is protected now.
-    pub fn observe_host_protection(&self) {
-        if let Some(followed) = &self.followed {
-            followed.write().unwrap_or_else(|poisoned| poisoned.into_inner()).protections = Protections::read();
-        }
+    /// Looks at how host memory is protected now. Whether that may have changed.
+    pub fn observe_host_protection(&self) -> bool {
+        let Some(followed) = &self.followed else { return false };
+        let mut followed = followed.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        followed.look() | std::mem::take(&mut followed.stale)
     }
 
     fn page_index(&self, ipa: u64) -> usize {
@@ -346,6 +349,16 @@ impl Stage2 {
 }
 
 impl Followed {
+    /// Looks at the host's memory; whether what the guest feels of it may have changed.
+    fn look(&mut self) -> bool {
+        let start = self.ranges.values().map(|&(_, host)| host).min().unwrap_or(0);
+        let end = self.ranges.iter().map(|(ipa, &(end, host))| host + (end - ipa)).max().unwrap_or(0);
+        let now = Protections::read(start..end);
+        let changed = !now.is_as(&self.protections);
+        self.protections = now;
+        changed
+    }
+
     /// Stops following a range; what sticks out of it on either side goes on.
     fn forget(&mut self, start: u64, end: u64) {
         while let Some((&from, &(to, host))) = self.ranges.range(..end).next_back().filter(|(_, (to, _))| *to > start) {

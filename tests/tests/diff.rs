@@ -193,7 +193,10 @@ fn links_that_fail_leave_the_guest_running_and_their_pages_to_the_next() {
     let before = links(&away);
     fs::rename(&away, &dir).expect("the directory comes back");
     committed();
-    assert!(links(&dir) > before, "the chain goes on");
+    // Not the last link of all, which may be of a guest that has said its last word.
+    let counting = links(&dir) - 1;
+    assert!(counting >= before, "the chain goes on");
     let last = guest.stop_counting();
-    counts_on_until_told(Squib::new("restore").option("--chain", &dir).option("--backend", "copy"), last);
+    let restore = Squib::new("restore").option("--chain", &dir).option("--at", counting.to_string());
+    counts_on_until_told(restore.option("--backend", "copy"), last);
 }
