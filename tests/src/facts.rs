@@ -17,7 +17,8 @@ pub struct Fact {
 pub enum Checked {
     /// By the tests of the conformance suite that are named after it.
     Suite,
-    /// Elsewhere: it is about hosts, or the suite has no means. What is named checks it, or says why nothing does.
+    /// Elsewhere: it is about hosts, or the suite has no means. Tests (`path/of/a/file.rs: name`, several apart by `; `) or files, or in
+    /// plain words why nothing checks it.
     Elsewhere(&'static str),
 }
 
@@ -54,14 +55,18 @@ pub const FACTS: &[Fact] = &[
     suite("a1_01", "The exit record has 0x20 bytes and one address for the vCPU's life"),
     suite("a1_02", "An abort's virtual and physical addresses are whole"),
     suite("a1_03", "PC is behind an HVC, and on an SMC, a trapped register access, an abort, WFx, BRK"),
-    elsewhere("a1_04", "Steps over an emulated access are taken at the next entry", "squib-host/src/vcpu/run.rs"),
+    elsewhere(
+        "a1_04",
+        "Steps over an emulated access are taken at the next entry",
+        "how libkrun does it: here a vCPU's own thread has finished an access before anything can stop it, and none is pending",
+    ),
     suite("a1_05", "A data abort's syndrome describes the access: SAS, SSE, SRT, SF, WnR"),
     suite("a1_06", "No syndrome (ISV 0) for pairs, write-back, vectors, exclusives, atomics"),
     suite("a1_07", "Cache maintenance by address sets CM, and WnR with it"),
     suite("a1_08", "Unmapped: translation fault; protected: permission fault; a missing stage 1 table: S1PTW"),
-    suite("a1_09", "ID registers and undefined instructions never exit"),
+    suite("a1_09", "ID registers and undefined instructions never exit (open: what else the framework answers)"),
     suite("a1_10", "A pending IRQ or FIQ lasts one run"),
-    suite("a1_11", "Debug exceptions and register accesses exit on request"),
+    suite("a1_11", "Debug exceptions and accesses to debug registers exit on request"),
     suite("a1_12", "PMU, OS lock, physical timer, GIC-less ICC and LOR registers exit"),
     suite("a1_13", "With a GIC the ICC registers do not exit"),
     suite("a1_14", "WFI with a GIC waits inside the run (open)"),
@@ -85,10 +90,10 @@ pub const FACTS: &[Fact] = &[
     elsewhere(
         "a2_14",
         "Time that a machine stands still is taken out of the guest's",
-        "tests/tests/snapshot.rs: the_guests_clock_is_monotonic",
+        "tests/tests/snapshot.rs: the_guests_clock_is_monotonic_on_every_vcpu_and_does_not_jump",
     ),
     suite("a2_15", "CNTVCT stands still while the host sleeps, as mach_absolute_time does"),
-    suite("a3_01", "One virtual machine per process: HV_BUSY, and HV_NO_DEVICE without one"),
+    suite("a3_01", "One virtual machine per process: HV_BUSY; without one nothing works (open: the code)"),
     suite("a3_02", "A machine with vCPUs cannot be destroyed: HV_BUSY"),
     suite("a3_03", "One vCPU per thread; what its calls answer from another thread (open)"),
     suite("a3_04", "hv_vcpus_exit ends a run, and the next one if there is none (open: may be lost)"),
@@ -116,11 +121,15 @@ pub const FACTS: &[Fact] = &[
     suite("a4_11", "Guest and host share the object, not the address (open: a new mapping at the address)"),
     suite("a4_12", "A private file mapping works, and leaves the file alone"),
     suite("a4_13", "Memory is given back by unmap, replace, map"),
-    elsewhere("a4_14", "madvise does not make zeroes", "squib depends on no madvise for contents"),
+    elsewhere("a4_14", "madvise does not make zeroes", "squib calls madvise for nothing that a guest sees"),
     suite("a4_15", "RAM can be supplied by the page, on its first abort"),
     suite("a4_16", "Two vCPUs may miss one page"),
     suite("a4_17", "Fill, publish, map, retry: no vCPU sees a page half filled"),
-    elsewhere("a4_18", "Mach exceptions show host accesses only", "squib-host/src/pager"),
+    elsewhere(
+        "a4_18",
+        "Mach exceptions show host accesses only, and no system calls",
+        "squib-host/src/pager/mach/tests/access.rs: a_system_call_on_an_absent_page_fails_with_efault_and_raises_nothing",
+    ),
     elsewhere(
         "a4_19",
         "Pages that never existed need not be saved",
@@ -153,13 +162,30 @@ pub const FACTS: &[Fact] = &[
     elsewhere(
         "a7_01",
         "Capture: all vCPUs, then devices, then state, then memory",
-        "squib-host/tests/machine.rs, tests/tests/snapshot.rs",
+        "squib-host/tests/machine.rs: stops_pauses_and_limits; tests/tests/snapshot.rs: four_busy_vcpus_finish_their_work",
     ),
     suite("a7_02", "Restore: machine, GIC, vCPUs, MPIDR, GIC state, registers, ICC, offset, timer, mask"),
-    elsewhere("a7_03", "Another order works too; its invariants are those of A7-02", "nothing to check"),
-    elsewhere("a7_04", "Disks are of the same moment as memory", "tests/tests/disk.rs"),
-    elsewhere("a7_05", "Wall clock and counter after a restore", "squib-host/src/clock.rs"),
+    elsewhere(
+        "a7_03",
+        "Another order works too; its invariants are those of A7-02",
+        "about another project: squib has the order of A7-02 only",
+    ),
+    elsewhere(
+        "a7_04",
+        "Disks are of the same moment as memory",
+        "tests/tests/disk.rs: a_snapshot_in_the_middle_of_disk_writes_loses_none",
+    ),
+    elsewhere(
+        "a7_05",
+        "Wall clock and counter after a restore",
+        "tests/tests/ptp.rs: a_guest_finds_the_time_again_after_a_restore_and_after_sleep; \
+         tests/tests/snapshot.rs: the_guests_clock_is_monotonic_on_every_vcpu_and_does_not_jump",
+    ),
     elsewhere("a7_06", "Device writes are marked dirty", "squib-host/src/memory/dirty.rs"),
-    elsewhere("a7_07", "Secondary vCPUs go on where they were", "tests/tests/snapshot.rs, with several vCPUs"),
+    elsewhere(
+        "a7_07",
+        "Secondary vCPUs go on where they were",
+        "tests/tests/snapshot.rs: the_count_goes_on_with_four_vcpus",
+    ),
     elsewhere("a7_08", "What cannot be saved is refused with the reason", "squib has no device that cannot be saved"),
 ];

@@ -24,11 +24,14 @@ case $2 in
 *killed) kill -KILL $$ ;;
 *crashes) echo "probe: before: the crash"; kill -SEGV $$ ;;
 *aborts) kill -ABRT $$ ;;
-*hangs) echo "switch: busy=3"; exec sleep 600 ;;
+*hangs) echo "switch: busy=3"; echo "thread 'one' panicked at file.rs:2:
+  the others wait for it" >&2; exec sleep 600 ;;
 *fails) echo "thread 'x' panicked at file.rs:1:
   it is wrong" >&2; exit 101 ;;
 *finds) echo "test module::a4_01_finds ... probe: granule: 4 KiB"; echo "switch: granule=4k"
     case $SQUIB_CONFORMANCE_STATES,$SQUIB_CONFORMANCE_SYSTEM in */conformance,?*) ;; *) exit 1 ;; esac ;;
+*of_no_fact) echo "thread 'y' panicked at file.rs:3:
+  nor is this" >&2; exit 101 ;;
 *not_here) exit 1 ;;
 esac
 "#;
@@ -55,7 +58,7 @@ fn a_test_that_crashes_or_hangs_leaves_the_others() {
         ("A1-11", "refuted", "SIGSEGV"),
         ("A1-11", "refuted", "before: the crash"),
         ("A1-12", "refuted", "SIGABRT"),
-        ("A2-13", "refuted", "did not end within 5 s"),
+        ("A2-13", "refuted", "did not end within 5 s: thread 'one' panicked at file.rs:2: the others wait for it"),
         ("A3-06", "refuted", "panicked at file.rs:1: it is wrong"),
         ("A4-01", "probed", "granule: 4 KiB"),
         ("A4-05", "untested", ""),
@@ -70,7 +73,13 @@ fn a_test_that_crashes_or_hangs_leaves_the_others() {
     let last = markdown.lines().last().unwrap();
     assert!(last.ends_with("SQUIB_SIM=busy=3,granule=4k"), "{last}");
     assert_eq!(json["tests"].as_array().unwrap().len(), 9, "all but the switches' own");
-    assert!(said.contains("2 tests of no single fact, 0 failed"), "{said}");
+    for text in [said.as_ref(), markdown.as_str()] {
+        assert!(text.contains("2 tests of no single fact, 1 failed"), "{text}");
+        assert!(text.contains("module::of_no_fact: thread 'y' panicked at file.rs:3: nor is this"), "{text}");
+    }
+    for verdict in ["*confirmed*", "*refuted*", "*probed*", "*elsewhere*", "*untested*"] {
+        assert!(markdown.contains(verdict), "the report does not explain {verdict}");
+    }
 }
 
 #[test]

@@ -94,8 +94,11 @@ fn report(suite: &Path, directory: &Path, patience: Duration) -> Result<bool, St
     let unnamed: Vec<&Run> = runs.iter().filter(|run| facts::of_test(&run.name).is_empty()).collect();
     let failed = unnamed.iter().filter(|run| !run.passed).count();
     let summary: Vec<String> = verdicts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
-    println!("\n{host}\n{}; {} tests of no single fact, {failed} failed", summary.join(", "), unnamed.len());
-    unnamed.iter().filter(|run| !run.passed).for_each(|run| println!("failed: {}: {}", run.name, run.reason));
+    let summary = format!("{}; {} tests of no single fact, {failed} failed", summary.join(", "), unnamed.len());
+    println!("\n{host}\n{summary}");
+    let failures: Vec<String> =
+        unnamed.iter().filter(|run| !run.passed).map(|run| format!("{}: {}", run.name, run.reason)).collect();
+    failures.iter().for_each(|failure| println!("failed: {failure}"));
     let findings = switches::findings(runs.iter().flat_map(|run| &run.switches).map(String::as_str));
     println!("\n{}", switch_lines(&findings));
     let write = |name: &str, text: String| {
@@ -105,7 +108,8 @@ fn report(suite: &Path, directory: &Path, patience: Duration) -> Result<bool, St
         Ok::<_, String>(())
     };
     write("report.json", format!("{:#}\n", as_json(&host, &rows, &runs, &findings)))?;
-    write("report.md", as_markdown(&host, &rows, &findings))?;
+    let head = format!("{host}. squib {}.\n\n{summary}.", env!("CARGO_PKG_VERSION"));
+    write("report.md", as_markdown(&head, &rows, &failures, &findings))?;
     Ok(runs.iter().all(|run| run.passed))
 }
 
@@ -144,13 +148,15 @@ fn run(suite: &Path, name: String, host: &str, patience: Duration) -> Result<Run
     let (output, errors) = (output.join().unwrap_or_default(), errors.join().unwrap_or_default());
     let probes = output.lines().filter_map(|line| Some(line.split_once("probe: ")?.1.to_owned())).collect();
     let switches = output.lines().filter(|line| switches::said(line).is_some()).map(str::to_owned).collect();
+    let said = errors.lines().skip_while(|line| !line.contains("panicked at")).take(4);
+    let said: Vec<&str> = said.map(str::trim).filter(|line| !line.starts_with("note:")).collect();
+    let said = said.join(" ");
     let reason = match ended {
-        None => format!("did not end within {} s", patience.as_secs()),
-        Some(status) if !status.success() => {
-            let said = errors.lines().skip_while(|line| !line.contains("panicked at")).take(4);
-            let said: Vec<&str> = said.map(str::trim).filter(|line| !line.starts_with("note:")).collect();
-            if said.is_empty() { status.to_string() } else { said.join(" ") }
-        }
+        // A thread that failed may be what the others wait for.
+        None if said.is_empty() => format!("did not end within {} s", patience.as_secs()),
+        None => format!("did not end within {} s: {said}", patience.as_secs()),
+        Some(status) if !status.success() && said.is_empty() => status.to_string(),
+        Some(status) if !status.success() => said,
         Some(_) => String::new(),
     };
     Ok(Run { name, passed: ended.is_some_and(|status| status.success()), reason, probes, switches })
@@ -221,11 +227,25 @@ fn as_json(host: &str, rows: &[Row], runs: &[Run], findings: &[Finding]) -> Valu
     })
 }
 
-fn as_markdown(host: &str, rows: &[Row], findings: &[Finding]) -> String {
-    let mut text = format!("# Conformance report\n\n{host}\n\n| fact | verdict | text | found |\n|---|---|---|---|\n");
+/// What a reader needs to know who has not seen the suite.
+const VERDICTS: &str = "\
+Each fact about the framework was tried by the tests named after it (`tests/tests/conformance/`): *confirmed* is as squib believes; *refuted* is \
+not, and what was found instead stands beside it: there the stand-in is wrong, and perhaps squib; *probed* was an open question, and the answer \
+stands beside it; *elsewhere* is about hosts, and what is named there checks it; *untested* should not be. Please send this file and \
+`report.json` to the project.";
+
+fn as_markdown(head: &str, rows: &[Row], failures: &[String], findings: &[Finding]) -> String {
+    let mut text = format!("# Conformance report\n\n{head}\n\n{VERDICTS}\n\n");
+    let _ = write!(text, "| fact | verdict | text | found |\n|---|---|---|---|\n");
     for row in rows {
         let details = row.details.join("; ").replace('|', "\\|");
         let _ = writeln!(text, "| {} | {} | {} | {details} |", row.label, row.verdict, row.text);
+    }
+    if !failures.is_empty() {
+        let _ = write!(text, "\n## Failed, of no single fact\n\n");
+        failures.iter().for_each(|failure| {
+            let _ = writeln!(text, "- {failure}");
+        });
     }
     let _ = write!(text, "\n## Switches\n\n| switch | here | stand-in's default | fact |\n|---|---|---|---|\n");
     for Finding { switch, position } in findings {

@@ -2,6 +2,7 @@
 
 use applevisor::prelude::*;
 
+use crate::a4_restart::{SPACE, translate};
 use crate::asm::*;
 use crate::code;
 use crate::guest::*;
@@ -48,9 +49,9 @@ fn a1_02_addresses_are_whole() {
 #[test]
 fn a1_03_hvc_exits_with_the_pc_behind_it() {
     let guest = guest(&[hvc(0x1234), hvc(5)]);
-    guest.run_to(0x1234);
+    guest.run_straight_to(0x1234);
     assert_eq!(guest.pc(), RAM + 4);
-    guest.run_to(5);
+    guest.run_straight_to(5);
     assert_eq!(guest.pc(), RAM + 8);
 }
 
@@ -95,14 +96,13 @@ fn a1_03_aborts_leave_the_pc_on_the_access() {
 
 #[test]
 fn a1_03_wfx_without_a_gic_exits_with_the_pc_on_it() {
-    let guest = guest(&[WFI, WFE, hvc(1)]);
+    // The event register may be set, and a WFE that need not wait does not exit: it is tried until it does.
+    let guest = guest(&[WFI, WFE, b(-1)]);
     let wfi = guest.run_to_class(ec::WFX);
     assert_eq!((wfi.syndrome & 1, guest.pc()), (0, RAM));
     guest.skip();
     let wfe = guest.run_to_class(ec::WFX);
     assert_eq!((wfe.syndrome & 1, guest.pc()), (1, RAM + 4));
-    guest.skip();
-    guest.run_to(1);
 }
 
 #[test]
@@ -112,6 +112,39 @@ fn a1_03_brk_exits_with_the_pc_on_it() {
     assert_eq!((exception.syndrome & 0xffff, guest.pc()), (0xbeef, RAM));
     guest.skip();
     guest.run_to(1);
+}
+
+#[test]
+fn a1_03_a1_11_debug_exceptions_exit_on_request_with_the_pc_on_the_instruction() {
+    // MDSCR_EL1: breakpoints and watchpoints at EL1; a single step. PSTATE: D clear, and SS set for the step.
+    const MDE_AND_KDE: u64 = 1 << 15 | 1 << 13;
+    const SS: u64 = 1;
+    const EL1H: u64 = 0x1c5;
+    const STEP: u64 = 1 << 21;
+    // At EL1, whole words; for watchpoints loads and stores.
+    let (breakpoint, watchpoint) = (1 | 1 << 1 | 0xf << 5, 1 | 1 << 1 | 3 << 3 | 0xff << 5);
+    let guest = guest(&code![NOP, NOP, mov(0, DATA), str(1, 0), NOP, hvc(1)]);
+    guest.vcpu.set_trap_debug_exceptions(true).unwrap();
+    let set = |register, value| guest.vcpu.set_sys_reg(register, value).unwrap();
+    guest.vcpu.set_reg(Reg::CPSR, EL1H).unwrap();
+    set(SysReg::DBGBVR0_EL1, RAM + 4);
+    set(SysReg::DBGBCR0_EL1, breakpoint);
+    set(SysReg::DBGWVR0_EL1, DATA);
+    set(SysReg::DBGWCR0_EL1, watchpoint);
+    set(SysReg::MDSCR_EL1, MDE_AND_KDE);
+    guest.run_to_class(ec::BREAKPOINT);
+    assert_eq!(guest.pc(), RAM + 4);
+    set(SysReg::DBGBCR0_EL1, 0);
+    let access = guest.run_to_class(ec::WATCHPOINT);
+    assert_eq!((guest.pc(), access.virtual_address), (RAM + 16, DATA));
+    set(SysReg::DBGWCR0_EL1, 0);
+    // One instruction; the exit is before the next.
+    set(SysReg::MDSCR_EL1, MDE_AND_KDE | SS);
+    guest.vcpu.set_reg(Reg::CPSR, EL1H | STEP).unwrap();
+    guest.run_to_class(ec::SOFTWARE_STEP);
+    assert_eq!(guest.pc(), RAM + 20);
+    set(SysReg::MDSCR_EL1, 0);
+    guest.run_straight_to(1);
 }
 
 #[test]
@@ -168,13 +201,18 @@ fn a1_06_there_is_no_syndrome_for_the_unusual_accesses() {
         ("ldadd x1, x2", 0xf821_0002),
         ("cas x1, x2", 0xc8a1_7c02),
     ];
+    // Normal memory by stage 1: what an exclusive or an atomic does to Device memory is another matter.
+    let mut failures = Vec::new();
     for (name, instruction) in accesses {
-        let guest = guest(&code![mov(0, NOWHERE), instruction]);
+        let mut guest = guest(&code![mov(0, SPACE), instruction]);
+        translate(&mut guest);
         let exception = guest.run_to_class(ec::DATA_ABORT);
-        assert_eq!(exception.syndrome & iss::ISV, 0, "{name}");
-        assert_eq!(exception.physical_address & !0xf, NOWHERE, "{name}");
-        assert_eq!(guest.x(Reg::X0), NOWHERE, "{name}: no write-back");
+        let found = (exception.syndrome & iss::ISV, exception.physical_address & !0xfff, guest.x(Reg::X0));
+        if found != (0, SPACE, SPACE) {
+            failures.push(format!("{name}: ISV, page and X0 {found:x?}"));
+        }
     }
+    nothing_of(failures);
 }
 
 #[test]
@@ -222,11 +260,38 @@ fn a1_09_identification_registers_never_exit() {
     // ID_AA64PFR0_EL1, ID_AA64ISAR0_EL1, an unallocated one (op2 = 7 of the CRm = 7 row), MIDR_EL1.
     let guest = guest(&[mrs(0, 0xc020), mrs(1, 0xc030), mrs(2, 0xc03f), mrs(3, 0xc000), hvc(1)]);
     guest.vcpu.set_reg(Reg::X2, 5).unwrap();
-    guest.run_to(1);
+    guest.run_straight_to(1);
     assert_eq!(guest.x(Reg::X0), guest.vcpu.get_sys_reg(SysReg::ID_AA64PFR0_EL1).unwrap());
     assert_eq!(guest.x(Reg::X1), guest.vcpu.get_sys_reg(SysReg::ID_AA64ISAR0_EL1).unwrap());
     assert_eq!(guest.x(Reg::X2), 0);
     assert_eq!(guest.x(Reg::X3), guest.vcpu.get_sys_reg(SysReg::MIDR_EL1).unwrap());
+}
+
+/// Reverse engineered of an old version, and seen otherwise in a newer one (MDCCINT_EL1): found out, not relied on.
+#[test]
+fn a1_09_what_else_the_framework_answers_itself() {
+    let cases = [
+        ("a read of MDCCINT_EL1", mrs(1, 0x8010)),
+        ("a write of MDCCINT_EL1", msr(0x8010, 31)),
+        ("a read of OSDTRRX_EL1", mrs(1, 0x8002)),
+        ("a read of MDCCSR_EL0", mrs(1, 0x9808)),
+        // X0 = 0xc1000000: a function of Apple's.
+        ("HVC #0 with a function of Apple's", hvc(0)),
+    ];
+    for (what, instruction) in cases {
+        let guest = guest(&code![mov(0, 0xc100_0000), mov(1, 5), instruction, hvc(1)]);
+        let exit = guest.run();
+        let class = exit.exception.syndrome >> 26;
+        let found = match (class, exit.exception.syndrome & 0xffff) {
+            _ if exit.reason != ExitReason::EXCEPTION => format!("{:?}", exit.reason),
+            (ec::HVC, 1) => format!("answered inside, X0 {:#x}, X1 {:#x}", guest.x(Reg::X0), guest.x(Reg::X1)),
+            (ec::HVC, 0) => "exits".to_owned(),
+            (ec::HVC, _) => "UNDEFINED".to_owned(),
+            (ec::SYSTEM_REGISTER, _) => "exits".to_owned(),
+            _ => format!("syndrome {:#x}", exit.exception.syndrome),
+        };
+        probe(what, found);
+    }
 }
 
 #[test]
@@ -246,12 +311,12 @@ fn a1_10_a_pending_interrupt_lasts_one_run() {
         assert_eq!(guest.vcpu.get_pending_interrupt(kind), Ok(false));
         guest.vcpu.set_pending_interrupt(kind, true).unwrap();
         assert_eq!(guest.vcpu.get_pending_interrupt(kind), Ok(true));
-        guest.run_to(1);
+        guest.run_straight_to(1);
         assert_eq!(guest.vcpu.get_pending_interrupt(kind), Ok(false));
         // Masked during the first run, gone in the second.
-        guest.run_to(2);
+        guest.run_straight_to(2);
         guest.vcpu.set_pending_interrupt(kind, true).unwrap();
-        guest.run_to(9);
+        guest.run_straight_to(9);
         assert_eq!(guest.vcpu.get_sys_reg(SysReg::ELR_EL1).unwrap(), RAM + 12);
     }
 }
@@ -301,13 +366,18 @@ fn a1_12_a6_06_what_the_framework_does_not_emulate_is_asked_for() {
     // OSLAR_EL1 is write-only.
     code.extend([msr(0x8084, 31), hvc(1)]);
     let guest = guest(&code);
+    let mut failures = Vec::new();
     for (at, (name, _)) in registers.iter().chain(&[("OSLAR_EL1", 0)]).enumerate() {
+        let place = RAM + 4 * at as u64;
+        guest.vcpu.set_reg(Reg::PC, place).unwrap();
         let exit = guest.run();
-        assert_eq!(exit.exception.syndrome >> 26, ec::SYSTEM_REGISTER, "{name}: {exit:?}");
-        assert_eq!(guest.pc(), RAM + 4 * at as u64, "{name}");
-        guest.skip();
+        if (exit.exception.syndrome >> 26, guest.pc()) != (ec::SYSTEM_REGISTER, place) {
+            failures.push(format!("{name}: {}", guest.dump()));
+        }
+        // An exception of the guest's own masks everything and changes nothing else that counts here.
+        guest.vcpu.set_reg(Reg::CPSR, 0x3c5).unwrap();
     }
-    guest.run_to(1);
+    nothing_of(failures);
 }
 
 #[test]
@@ -317,7 +387,7 @@ fn a1_13_with_a_gic_its_registers_do_not_exit() {
     let mut code: Vec<u32> = reads.iter().enumerate().map(|(at, &encoding)| mrs(at as u32, encoding)).collect();
     code.extend([msr(0xc230, 5), msr(0xc661, 7), hvc(1)]);
     let guest = gic_guest(&code);
-    guest.run_to(1);
+    guest.run_straight_to(1);
     assert_eq!(guest.x(Reg::X0) & 1, 1, "the system register interface is on");
     assert_eq!(guest.x(Reg::X5), 0xff, "nothing runs");
     assert_eq!((guest.x(Reg::X6), guest.x(Reg::X7)), (1023, 1023), "nothing is pending");

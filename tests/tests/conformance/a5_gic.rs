@@ -40,6 +40,9 @@ fn a5_01_a_gic_comes_after_the_machine_and_before_the_vcpus() {
         let vcpu = vm.vcpu_create().unwrap();
         assert_ne!(hv_gic_create(config), 0, "there is a vCPU already");
         drop(vcpu);
+        drop(vm);
+        really_destroyed();
+        let vm = machine();
         assert_eq!(hv_gic_create(config), 0);
         assert_ne!(hv_gic_create(config), 0, "there is a GIC already");
         os_release(config);
@@ -78,12 +81,13 @@ fn a5_02_regions_must_not_overlap() {
 fn a5_02_bases_are_aligned_and_do_not_overflow() {
     let mut gic = GicConfig::new();
     let bad = Err(HypervisorError::BadArgument);
-    assert_eq!(gic.set_distributor_base(GICD + 0x1000), bad);
-    assert_eq!(gic.set_redistributor_base(GICR + 0x8000), bad);
-    assert_eq!(gic.set_msi_region_base(MSI + 0x100), bad);
-    assert_eq!(gic.set_distributor_base(u64::MAX - 0xffff), bad);
-    let region = GicConfig::get_redistributor_region_size().unwrap() as u64;
-    assert_eq!(gic.set_redistributor_base(u64::MAX - region + 1), bad);
+    let half = |alignment: Result<usize>| alignment.unwrap() as u64 / 2;
+    assert_eq!(gic.set_distributor_base(GICD + half(GicConfig::get_distributor_base_alignment())), bad);
+    assert_eq!(gic.set_redistributor_base(GICR + half(GicConfig::get_redistributor_base_alignment())), bad);
+    assert_eq!(gic.set_msi_region_base(MSI + half(GicConfig::get_msi_region_base_alignment())), bad);
+    let last = |size: Result<usize>| u64::MAX - size.unwrap() as u64 + 1;
+    assert_eq!(gic.set_distributor_base(last(GicConfig::get_distributor_size())), bad);
+    assert_eq!(gic.set_redistributor_base(last(GicConfig::get_redistributor_region_size())), bad);
     let (first, count) = GicConfig::get_spi_interrupt_range().unwrap();
     assert_eq!(gic.set_msi_interrupt_range(first, count), Ok(()));
     for (first, count) in [(first - 1, 4), (first, count + 1), (first + count, 1), (0, u32::MAX), (u32::MAX, 2)] {
@@ -114,18 +118,17 @@ fn a5_03_sizes() {
 fn a5_04_a5_12_interrupts_that_cannot_be_injected() {
     let guest = gic_guest(&[hvc(1)]);
     let bad = Err(HypervisorError::BadArgument);
-    for intid in [0, 15, 27, 31, 1020, 1023, 8192, u32::MAX, MSI_FIRST, MSI_FIRST + MSI_COUNT - 1] {
+    let (first, behind) = (msi_first(), msi_first() + MSI_COUNT);
+    for intid in [0, 15, 27, 31, behind, 1020, 1023, 8192, u32::MAX, first, behind - 1] {
         assert_eq!(guest.vm.gic_set_spi(intid, true), bad, "{intid}");
     }
-    assert_eq!(guest.vm.gic_set_spi(MSI_FIRST - 1, true), Ok(()));
+    assert_eq!(guest.vm.gic_set_spi(first - 1, true), Ok(()));
     let setspi = MSI + GicMsiReg::SET_SPI_NSR as u64;
-    for (address, intid) in
-        [(setspi, MSI_FIRST - 1), (setspi, MSI_FIRST + MSI_COUNT), (MSI - 0x40, MSI_FIRST), (GICD + 0x40, MSI_FIRST)]
-    {
+    for (address, intid) in [(setspi, first - 1), (setspi, behind), (MSI - 0x40, first), (GICD + 0x40, first)] {
         assert_eq!(guest.vm.gic_send_msi(address, intid), bad, "{address:#x} {intid}");
     }
-    assert_eq!(guest.vm.gic_send_msi(setspi, MSI_FIRST), Ok(()));
-    assert_eq!(guest.vm.gic_get_msi_reg(GicMsiReg::TYPER), Ok(u64::from(MSI_FIRST << 16 | MSI_COUNT)));
+    assert_eq!(guest.vm.gic_send_msi(setspi, first), Ok(()));
+    assert_eq!(guest.vm.gic_get_msi_reg(GicMsiReg::TYPER), Ok(u64::from(first << 16 | MSI_COUNT)));
 }
 
 #[test]
@@ -138,13 +141,14 @@ fn a5_05_a_redistributor_has_an_address_once_there_is_an_affinity() {
             let (vm, both) = (&vm, &both);
             scope.spawn(move || {
                 let vcpu = vm.vcpu_create().unwrap();
-                assert!(vcpu.get_redistributor_base().is_err());
+                let before = vcpu.get_redistributor_base().is_err();
                 vcpu.set_sys_reg(SysReg::MPIDR_EL1, mpidr).unwrap();
                 let base = vcpu.get_redistributor_base().unwrap();
                 both.wait();
                 let typer = vcpu.get_redistributor_reg(GicRedistributorReg::TYPER).unwrap();
                 assert_eq!(typer >> 32, mpidr & 0xff, "the frame has the vCPU's affinity");
                 both.wait();
+                assert!(before, "an address before there is an affinity");
                 (base, typer >> 4 & 1)
             })
         });
@@ -152,10 +156,12 @@ fn a5_05_a_redistributor_has_an_address_once_there_is_an_affinity() {
     });
     let size = GicConfig::get_redistributor_size().unwrap() as u64;
     assert_ne!(bases[0].0, bases[1].0);
-    for (base, last) in bases {
+    for (base, _) in bases {
         assert_eq!((base - GICR) % size, 0);
-        assert_eq!(last == 1, base == bases[0].0.max(bases[1].0), "the last one says so");
     }
+    // A guest that goes through the frames one by one stops there; one that takes their number from the device tree need not look.
+    let last = bases.map(|(_, last)| last == 1);
+    probe("GICR_TYPER.Last of the first and the second frame", format_args!("{last:?}"));
     drop((vm, turn));
 }
 
@@ -189,6 +195,7 @@ fn a5_06_vcpu_registers_from_another_thread_do_not_crash() {
 
 #[test]
 fn a5_07_the_guest_reaches_the_frames_with_or_without_exits() {
+    // X20: the vCPU's own redistributor.
     let guest = gic_guest(&code![
         mov(0, GICD + 0x4),
         ldr_w(1, 0),
@@ -197,33 +204,42 @@ fn a5_07_the_guest_reaches_the_frames_with_or_without_exits() {
         str_w(2, 0),
         ldr_w(3, 0),
         mov(0, GICD + 0x6000 + 8 * 40),
-        mov(2, 0x12_0000_3456),
+        mov(2, 0x3456),
         str(2, 0),
         ldr(4, 0),
-        mov(0, GICR + 0x8),
+        add(0, 20, 0x8),
         ldr(5, 0),
         mov(0, MSI + 0x8),
         ldr_w(6, 0),
-        mov(0, GICR + 0xffe8),
+        mov(0, 0xffe8),
+        add_register(0, 0, 20),
         ldr_w(7, 0),
         hvc(1),
     ]);
-    let exit = guest.run();
-    switch_is_on("gic-mmio-exits", exit.exception.syndrome >> 26 == ec::DATA_ABORT);
-    if exit.exception.syndrome >> 26 == ec::DATA_ABORT {
-        probe("guest accesses to the GIC's frames", "exit as data aborts");
-        assert_eq!((exit.exception.physical_address, guest.pc() & 3), (GICD + 4, 0));
+    guest.vcpu.set_reg(Reg::X20, guest.vcpu.get_redistributor_base().unwrap()).unwrap();
+    let mut exits = Vec::new();
+    loop {
+        let exit = guest.run();
+        if exit.exception.syndrome >> 26 != ec::DATA_ABORT {
+            break;
+        }
+        exits.push(exit.exception.physical_address);
+        guest.skip();
+    }
+    assert_eq!(guest.vcpu.get_exit_info().exception.syndrome, hvc_syndrome(1), "{}", guest.dump());
+    switch_is_on("gic-mmio-exits", !exits.is_empty());
+    if !exits.is_empty() {
+        probe("guest accesses to the GIC's frames that exit as data aborts", format_args!("{exits:x?} of 8"));
         // The host answers them with the register calls.
         assert!(guest.vm.gic_get_distributor_reg(GicDistributorReg::TYPER).is_ok());
         return;
     }
     probe("guest accesses to the GIC's frames", "handled inside");
-    assert_eq!(exit.exception.syndrome, hvc_syndrome(1));
     assert_eq!(Ok(guest.x(Reg::X1)), guest.vm.gic_get_distributor_reg(GicDistributorReg::TYPER));
     assert_eq!(guest.x(Reg::X3), 0x55);
-    assert_eq!(guest.x(Reg::X4), 0x12_0000_3456);
+    assert_eq!(guest.x(Reg::X4), 0x3456);
     assert_eq!(guest.x(Reg::X5) >> 32, 0);
-    assert_eq!(guest.x(Reg::X6), u64::from(MSI_FIRST << 16 | MSI_COUNT));
+    assert_eq!(guest.x(Reg::X6), u64::from(msi_first() << 16 | MSI_COUNT));
     assert_eq!(guest.x(Reg::X7) & 0xf0, 0x30);
 }
 
@@ -232,6 +248,7 @@ fn a5_08_register_coverage() {
     let guest = gic_guest(&[hvc(1)]);
     let vm = &guest.vm;
     use GicDistributorReg as D;
+    let mut failures = Vec::new();
     for register in [
         D::CTLR,
         D::TYPER,
@@ -247,11 +264,14 @@ fn a5_08_register_coverage() {
         D::IROUTER32,
         D::PIDR2,
     ] {
-        let value = vm.gic_get_distributor_reg(register);
-        assert!(value.is_ok(), "{register:?}");
-        assert_eq!(vm.gic_set_distributor_reg(register, value.unwrap()), Ok(()), "{register:?}");
+        let (read, write) = match vm.gic_get_distributor_reg(register) {
+            Ok(value) => (Ok(()), vm.gic_set_distributor_reg(register, value)),
+            Err(error) => (Err(error), Ok(())),
+        };
+        if (read, write) != (Ok(()), Ok(())) {
+            failures.push(format!("{register:?}: {read:?} to read, {write:?} to write"));
+        }
     }
-    assert_eq!(vm.gic_get_distributor_reg(D::PIDR2).unwrap() & 0xf0, 0x30);
     use GicRedistributorReg as R;
     for register in [
         R::TYPER,
@@ -268,8 +288,11 @@ fn a5_08_register_coverage() {
         R::ICFGR0,
         R::ICFGR1,
     ] {
-        assert!(guest.vcpu.get_redistributor_reg(register).is_ok(), "{register:?}");
+        if let Err(error) = guest.vcpu.get_redistributor_reg(register) {
+            failures.push(format!("{register:?}: {error:?} to read"));
+        }
     }
+    assert_eq!(vm.gic_get_distributor_reg(D::PIDR2).unwrap() & 0xf0, 0x30);
     assert_eq!(guest.vcpu.get_redistributor_reg(R::PIDR2).unwrap() & 0xf0, 0x30);
     type Get = unsafe extern "C" fn(u64, u32, *mut u64) -> i32;
     type GetDistributor = unsafe extern "C" fn(u32, *mut u64) -> i32;
@@ -279,14 +302,19 @@ fn a5_08_register_coverage() {
         let get = std::mem::transmute::<*const (), Get>(hv_gic_get_redistributor_reg as *const ());
         // GICR_CTLR, GICR_WAKER, GICR_IGRPMODR0.
         for offset in [0x0, 0x14, 0x1_0d00] {
-            assert_ne!(get(guest.vcpu.id(), offset, &mut value), 0, "{offset:#x}");
+            if get(guest.vcpu.id(), offset, &mut value) == 0 {
+                failures.push(format!("the redistributor's {offset:#x} can be read"));
+            }
         }
         let get = std::mem::transmute::<*const (), GetDistributor>(hv_gic_get_distributor_reg as *const ());
         // GICD_IGRPMODR1, the middle of a register, nothing.
         for offset in [0xd04, 0x102, 0x9000] {
-            assert_ne!(get(offset, &mut value), 0, "{offset:#x}");
+            if get(offset, &mut value) == 0 {
+                failures.push(format!("the distributor's {offset:#x} can be read"));
+            }
         }
     }
+    nothing_of(failures);
 }
 
 #[test]
@@ -302,7 +330,8 @@ fn a5_08_set_and_clear_registers_are_two_sides_of_one() {
     }
     guest.vm.gic_set_distributor_reg(D::IPRIORITYR254, 0xffff_ffff).unwrap();
     let last = guest.vm.gic_get_distributor_reg(D::IPRIORITYR254).unwrap();
-    assert!(last != 0 && last & 0x0707_0707 == 0, "at most 5 bits of priority: {last:#x}");
+    assert!(last != 0);
+    probe("bits of an interrupt's priority", (last as u8).count_ones());
 }
 
 /// Whether a state is taken; the only other answer is `HV_BAD_ARGUMENT`, as after an update of the system.
@@ -411,7 +440,8 @@ fn a5_10_a5_11_cpu_interface_registers_read_back() {
         assert_eq!(guest.vcpu.set_icc_reg(register, value), Ok(()), "{register:?}");
         assert_eq!(guest.vcpu.get_icc_reg(register), Ok(value), "{register:?}");
     }
-    assert_eq!(guest.vcpu.get_icc_reg(I::RPR_EL1), Ok(9 << 3));
+    let running = guest.vcpu.get_icc_reg(I::RPR_EL1).unwrap();
+    probe("ICC_RPR_EL1 with priorities 0x48 and 0xa0 active", format_args!("{running:#x}"));
     assert!(guest.vcpu.set_icc_reg(I::RPR_EL1, 0).is_err(), "read-only");
     assert!(guest.vcpu.get_icc_reg(I::SRE_EL2).is_err(), "there is no EL2");
     assert!(guest.vcpu.get_ich_reg(GicIchReg::HCR_EL2).is_err());
@@ -435,17 +465,18 @@ fn a5_14_each_redistributor_is_its_own_also_after_restore() {
                     let vcpu = vm.vcpu_create().unwrap();
                     vcpu.set_sys_reg(SysReg::MPIDR_EL1, 0x8000_0000 | id).unwrap();
                     if !restore {
-                        vcpu.set_redistributor_reg(GicRedistributorReg::ISENABLER0, 0x100 * id).unwrap();
-                        vcpu.set_redistributor_reg(GicRedistributorReg::ISPENDR0, id).unwrap();
+                        // PPIs: a GIC may have all SGIs always enabled.
+                        vcpu.set_redistributor_reg(GicRedistributorReg::ISENABLER0, 0x10_0000 * id).unwrap();
+                        vcpu.set_redistributor_reg(GicRedistributorReg::ISPENDR0, 0x1_0000 * id).unwrap();
                     }
                     step.wait();
                     step.wait();
                     if refused.load(Ordering::SeqCst) {
                         return;
                     }
-                    let enabled = vcpu.get_redistributor_reg(GicRedistributorReg::ISENABLER0);
-                    let pending = vcpu.get_redistributor_reg(GicRedistributorReg::ISPENDR0);
-                    assert_eq!((enabled, pending), (Ok(0x100 * id), Ok(id)));
+                    let ppis = |register| vcpu.get_redistributor_reg(register).unwrap() & 0xffff_0000;
+                    let found = (ppis(GicRedistributorReg::ISENABLER0), ppis(GicRedistributorReg::ISPENDR0));
+                    assert_eq!(found, (0x10_0000 * id, 0x1_0000 * id));
                 });
             }
             step.wait();

@@ -5,14 +5,6 @@ use applevisor::prelude::*;
 use crate::asm::*;
 use crate::guest::*;
 
-const GENERAL: [Reg; 31] = {
-    use applevisor_sys::hv_reg_t::*;
-    [
-        X0, X1, X2, X3, X4, X5, X6, X7, X8, X9, X10, X11, X12, X13, X14, X15, X16, X17, X18, X19, X20, X21, X22, X23,
-        X24, X25, X26, X27, X28, X29, X30,
-    ]
-};
-
 #[test]
 fn a6_01_general_registers_read_back() {
     let guest = guest(&[hvc(1)]);
@@ -50,6 +42,7 @@ fn a6_01_vector_registers_read_back_whole() {
 fn a6_01_the_save_set_reads_back() {
     use SysReg as S;
     let guest = guest(&[hvc(1)]);
+    let mut failures = Vec::new();
     for (register, value) in [
         (S::CPACR_EL1, 3 << 20),
         (S::TTBR0_EL1, 0x1234_5000),
@@ -65,6 +58,8 @@ fn a6_01_the_save_set_reads_back() {
         (S::SP_EL1, 0xffff_8000_0abc_def0),
         (S::ESR_EL1, 0x5600_0000),
         (S::FAR_EL1, 0xdead_beef_0000),
+        (S::AFSR0_EL1, 0),
+        (S::AFSR1_EL1, 0),
         (S::PAR_EL1, 0x800),
         (S::TPIDR_EL1, 0x1),
         (S::TPIDR_EL0, 0x2),
@@ -90,9 +85,14 @@ fn a6_01_the_save_set_reads_back() {
         (S::DBGWCR1_EL1, 0x1fe6),
         (S::MDSCR_EL1, 0),
     ] {
-        assert_eq!(guest.vcpu.set_sys_reg(register, value), Ok(()), "{register:?}");
-        assert_eq!(guest.vcpu.get_sys_reg(register), Ok(value), "{register:?}");
+        let (set, got) = (guest.vcpu.set_sys_reg(register, value), guest.vcpu.get_sys_reg(register));
+        // Whether a timer that is off has fired is not said.
+        let said = if register == S::CNTV_CTL_EL0 { got.map(|value| value & 3) } else { got };
+        if (set, said) != (Ok(()), Ok(value)) {
+            failures.push(format!("{register:?}: {set:?} to set {value:#x}, got {got:x?}"));
+        }
     }
+    nothing_of(failures);
     let sctlr = guest.vcpu.get_sys_reg(S::SCTLR_EL1).unwrap();
     guest.vcpu.set_sys_reg(S::SCTLR_EL1, sctlr).unwrap();
     assert_eq!(guest.vcpu.get_sys_reg(S::SCTLR_EL1), Ok(sctlr));

@@ -41,6 +41,11 @@ pub fn add(d: u32, n: u32, imm: u32) -> u32 {
     0x9100_0000 | imm << 10 | n << 5 | d
 }
 
+/// ADD Xd, Xn, Xm.
+pub fn add_register(d: u32, n: u32, m: u32) -> u32 {
+    0x8b00_0000 | m << 16 | n << 5 | d
+}
+
 /// SUBS Xd, Xn, #imm.
 pub fn subs(d: u32, n: u32, imm: u32) -> u32 {
     0xf100_0000 | imm << 10 | n << 5 | d

@@ -1,12 +1,17 @@
 //! A small guest: one page of code, some RAM, one vCPU on this thread, and a watchdog around every run.
 
+use std::ffi::c_void;
 use std::fmt::Display;
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use applevisor::prelude::*;
+
+use crate::asm::hvc;
 
 /// Where RAM is.
 pub const RAM: u64 = 0x4000_0000;
@@ -16,6 +21,8 @@ pub const RAM_SIZE: u64 = 0x10_0000;
 pub const DATA: u64 = RAM + 0x4_0000;
 /// The exception vectors, when a test has some.
 pub const VECTORS: u64 = RAM + 0x8_0000;
+/// What the vectors say where a test has nothing of its own: an exception that the guest should not have met, by its place in the table.
+const UNEXPECTED: u32 = 0xee00;
 /// Nothing is mapped here.
 pub const NOWHERE: u64 = 0x2000_0000;
 
@@ -23,8 +30,7 @@ pub const NOWHERE: u64 = 0x2000_0000;
 pub const GICD: u64 = 0x0800_0000;
 pub const GICR: u64 = 0x1000_0000;
 pub const MSI: u64 = 0x0900_0000;
-/// MSIs take the last SPIs.
-pub const MSI_FIRST: u32 = 980;
+/// MSIs take so many of the last SPIs.
 pub const MSI_COUNT: u32 = 40;
 
 /// No run of these guests takes this long.
@@ -35,6 +41,8 @@ const A_MOMENT: Duration = Duration::from_millis(10);
 const MOMENTS: u32 = 10;
 /// An `hv_vcpus_exit` that nothing has come of for so long is taken for lost.
 const LOST: Duration = Duration::from_millis(200);
+/// What is done [`alone`] ends in this time, or is ended.
+const ALONE_FOR: Duration = Duration::from_secs(60);
 /// How often, and how long apart, a busy framework is asked again.
 const BUSY_TRIES: u32 = 400;
 const BUSY_WAIT: Duration = Duration::from_millis(5);
@@ -47,6 +55,9 @@ pub mod ec {
     pub const SYSTEM_REGISTER: u64 = 0x18;
     pub const INSTRUCTION_ABORT: u64 = 0x20;
     pub const DATA_ABORT: u64 = 0x24;
+    pub const BREAKPOINT: u64 = 0x30;
+    pub const SOFTWARE_STEP: u64 = 0x32;
+    pub const WATCHPOINT: u64 = 0x34;
     pub const BRK: u64 = 0x3c;
 }
 
@@ -122,6 +133,68 @@ pub fn patiently<T>(mut create: impl FnMut() -> Result<T>) -> Result<T> {
     Err(HypervisorError::Busy)
 }
 
+/// Says to a copy of this program that it is one.
+const ALONE: &str = "SQUIB_CONFORMANCE_ALONE";
+
+/// Does what may never come back, not even when the vCPU is told to exit, in a process of its own: a copy of this program that runs
+/// nothing but `test`, the test that calls this. What it says is said here. Whether it ended; if not, it was ended.
+pub fn alone(test: &str, what: impl FnOnce()) -> bool {
+    alone_for(ALONE_FOR, test, what)
+}
+
+fn alone_for(limit: Duration, test: &str, what: impl FnOnce()) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        what();
+        return true;
+    }
+    let mut copy = Command::new(std::env::current_exe().unwrap());
+    let copy = copy.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ALONE, "1");
+    let mut copy = copy.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let collect = |mut from: Box<dyn Read + Send>| {
+        thread::spawn(move || {
+            let mut said = Vec::new();
+            // What was said before an error counts.
+            let _ = from.read_to_end(&mut said);
+            String::from_utf8_lossy(&said).into_owned()
+        })
+    };
+    let said = collect(Box::new(copy.stdout.take().unwrap()));
+    let errors = collect(Box::new(copy.stderr.take().unwrap()));
+    let start = Instant::now();
+    let ended = loop {
+        match copy.try_wait().unwrap() {
+            Some(status) => break Some(status),
+            None if start.elapsed() > limit => {
+                copy.kill().unwrap();
+                copy.wait().unwrap();
+                break None;
+            }
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let (said, errors) = (said.join().unwrap(), errors.join().unwrap());
+    for line in said.lines().filter(|line| line.contains("probe: ") || line.contains("switch: ")) {
+        println!("{line}");
+    }
+    if let Some(status) = ended {
+        assert!(status.success() && said.contains("1 passed"), "alone, {status}: {said}{errors}");
+    }
+    ended.is_some()
+}
+
+#[test]
+fn what_does_not_end_alone_is_ended() {
+    let test = "guest::what_does_not_end_alone_is_ended";
+    let ended = alone_for(Duration::from_secs(1), test, || thread::sleep(Duration::from_secs(600)));
+    assert!(!ended);
+}
+
+/// All that does not hold, as one failure: a report shall not know of the first only.
+#[track_caller]
+pub fn nothing_of(failures: Vec<String>) {
+    assert!(failures.is_empty(), "{}", failures.join("; "));
+}
+
 /// A virtual machine without a GIC.
 pub fn machine() -> VirtualMachineInstance<GicDisabled> {
     patiently(VirtualMachine::new).unwrap()
@@ -140,13 +213,19 @@ pub struct Guest<G> {
     _turn: Turn,
 }
 
+/// The first of the MSIs.
+pub fn msi_first() -> u32 {
+    let (first, count) = GicConfig::get_spi_interrupt_range().unwrap();
+    first + count - MSI_COUNT
+}
+
 /// The GIC as these tests have it.
 pub fn gic_config() -> GicConfig {
     let mut config = GicConfig::new();
     config.set_distributor_base(GICD).unwrap();
     config.set_redistributor_base(GICR).unwrap();
     config.set_msi_region_base(MSI).unwrap();
-    config.set_msi_interrupt_range(MSI_FIRST, MSI_COUNT).unwrap();
+    config.set_msi_interrupt_range(msi_first(), MSI_COUNT).unwrap();
     config
 }
 
@@ -169,6 +248,9 @@ impl<G> Guest<G> {
     pub fn with(turn: Turn, vm: VirtualMachineInstance<G>, code: &[u32]) -> Guest<G> {
         let mut ram = vm.memory_create(RAM_SIZE as usize).unwrap();
         ram.map(RAM, MemPerms::RWX).unwrap();
+        for vector in 0..16 {
+            write_code(&mut ram, VECTORS + 0x80 * u64::from(vector), &[hvc(UNEXPECTED + vector)]);
+        }
         write_code(&mut ram, RAM, code);
         let vcpu = vm.vcpu_create().unwrap();
         prepare(&vcpu, RAM);
@@ -208,18 +290,28 @@ impl<G> Guest<G> {
         run_on(&self.vm, &self.vcpu)
     }
 
-    /// Runs to the next exit, which must be `HVC #imm`.
+    /// Runs to `HVC #imm`, over exits that are about waiting.
+    #[track_caller]
     pub fn run_to(&self, imm: u64) {
         let exit = self.run_on();
-        assert_eq!(
-            (exit.reason, exit.exception.syndrome),
-            (ExitReason::EXCEPTION, hvc_syndrome(imm)),
-            "{}",
-            self.dump()
-        );
+        self.is_hvc(exit, imm);
+    }
+
+    /// Runs to the next exit, whatever it is about, which must be `HVC #imm`.
+    #[track_caller]
+    pub fn run_straight_to(&self, imm: u64) {
+        let exit = self.run();
+        self.is_hvc(exit, imm);
+    }
+
+    #[track_caller]
+    fn is_hvc(&self, exit: VcpuExit, imm: u64) {
+        let wanted = (ExitReason::EXCEPTION, hvc_syndrome(imm));
+        assert_eq!((exit.reason, exit.exception.syndrome), wanted, "{}", self.dump());
     }
 
     /// Runs to the next exit, which must be an exception of this class, and returns it.
+    #[track_caller]
     pub fn run_to_class(&self, class: u64) -> VcpuExitException {
         let exit = self.run();
         assert_eq!(exit.reason, ExitReason::EXCEPTION, "{}", self.dump());
@@ -244,18 +336,38 @@ impl<G> Guest<G> {
         write_code(&mut self.ram, at, code);
     }
 
-    fn dump(&self) -> String {
-        format!("pc {:#x}, x0 {:#x}, {:?}", self.pc(), self.x(Reg::X0), self.vcpu.get_exit_info())
+    pub fn dump(&self) -> String {
+        let exit = self.vcpu.get_exit_info();
+        let mut text = format!("pc {:#x}, x0 {:#x}, {exit:?}", self.pc(), self.x(Reg::X0));
+        if exit.exception.syndrome & !0xf == hvc_syndrome(UNEXPECTED.into()) {
+            let [esr, elr, far] =
+                [SysReg::ESR_EL1, SysReg::ELR_EL1, SysReg::FAR_EL1].map(|register| self.vcpu.get_sys_reg(register));
+            let vector = 0x80 * (exit.exception.syndrome & 0xf);
+            text += &format!(
+                ": the guest took an exception by vector {vector:#x}, ESR {esr:x?}, ELR {elr:x?}, FAR {far:x?}"
+            );
+        }
+        text
     }
 }
+
+/// X0 to X30.
+pub const GENERAL: [Reg; 31] = {
+    use applevisor_sys::hv_reg_t::*;
+    [
+        X0, X1, X2, X3, X4, X5, X6, X7, X8, X9, X10, X11, X12, X13, X14, X15, X16, X17, X18, X19, X20, X21, X22, X23,
+        X24, X25, X26, X27, X28, X29, X30,
+    ]
+};
 
 /// ESR_EL2 of `HVC #imm`.
 pub fn hvc_syndrome(imm: u64) -> u64 {
     ec::HVC << 26 | 1 << 25 | imm
 }
 
-/// EL1h, everything masked, at `pc`; FP allowed.
+/// EL1h, everything masked, at `pc`, X0 to X30 zero; FP allowed.
 pub fn prepare(vcpu: &Vcpu, pc: u64) {
+    GENERAL.iter().for_each(|&register| vcpu.set_reg(register, 0).unwrap());
     vcpu.set_reg(Reg::PC, pc).unwrap();
     vcpu.set_reg(Reg::CPSR, 0x3c5).unwrap();
     vcpu.set_sys_reg(SysReg::CPACR_EL1, 3 << 20).unwrap();
@@ -290,7 +402,25 @@ pub fn set_q(vcpu: &Vcpu, register: SimdFpReg, value: u128) -> i32 {
 pub fn write_code(ram: &mut Memory, at: u64, code: &[u32]) {
     let bytes: Vec<u8> = code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
     ram.write(at, &bytes).unwrap();
+    let offset = (at - ram.guest_addr().unwrap()) as usize;
+    forget_instructions(ram.host_addr().wrapping_add(offset), bytes.len());
 }
+
+/// What was written there may be instructions: what caches have of older ones is forgotten. A line is more than one instruction, so
+/// they may have some of code that has never been executed.
+pub fn forget_instructions(at: *mut u8, len: usize) {
+    // SAFETY: memory of the test's own, which is mapped and was just written.
+    unsafe { sys_icache_invalidate(at.cast(), len) };
+}
+
+#[cfg(all(target_arch = "aarch64", target_vendor = "apple"))]
+unsafe extern "C" {
+    fn sys_icache_invalidate(start: *mut c_void, len: usize);
+}
+
+/// The stand-in on other processors needs no such call before code is executed for the first time.
+#[cfg(not(all(target_arch = "aarch64", target_vendor = "apple")))]
+unsafe fn sys_icache_invalidate(_start: *mut c_void, _len: usize) {}
 
 /// Runs to the next exit that is not about waiting. Whether WFx and the virtual timer exit where there is a GIC is not known;
 /// a host must put up with either.
