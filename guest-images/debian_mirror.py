@@ -4,6 +4,7 @@
     debian_mirror.py show     MIRROR KEYRING CACHE SUITE PACKAGE          prints the package's entry
     debian_mirror.py download MIRROR KEYRING CACHE SUITE PACKAGE OUT.deb
     debian_mirror.py unpack   PACKAGE.deb DIRECTORY
+    debian_mirror.py unxz     FILE.xz OUT
 
 The chain is apt's own: gpgv checks InRelease against KEYRING, InRelease names the SHA-256 of the package list, the list
 that of the package. Nothing unchecked is unpacked. Lists are kept in CACHE for a day.
@@ -104,6 +105,8 @@ def unpack(package, directory):
         if name.startswith("data.tar"):
             members = io.BytesIO(data[offset + 60 : offset + 60 + size])
             if name.endswith(".zst"):
+                if not shutil.which("zstd"):
+                    stop(f"the program 'zstd' is missing: {package} is compressed with it")
                 members = io.BytesIO(subprocess.run(["zstd", "-qdc"], input=members.read(), stdout=subprocess.PIPE, check=True).stdout)
             with tarfile.open(fileobj=members) as archive:
                 # Regular files are all that is wanted of a package here.
@@ -113,9 +116,16 @@ def unpack(package, directory):
     stop(f"{package} is not a Debian package")
 
 
+def unxz(compressed, out):
+    with lzma.open(compressed) as data, open(out, "wb") as file:
+        shutil.copyfileobj(data, file)
+
+
 def main(arguments):
     if len(arguments) == 3 and arguments[0] == "unpack":
         unpack(*arguments[1:])
+    elif len(arguments) == 3 and arguments[0] == "unxz":
+        unxz(*arguments[1:])
     elif len(arguments) == 6 and arguments[0] == "show":
         print(entry(arguments[1].rstrip("/"), *arguments[2:]))
     elif len(arguments) == 7 and arguments[0] == "download":

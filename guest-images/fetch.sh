@@ -115,8 +115,9 @@ fetch_kernel() { # fetch_kernel SUITE FLAVOUR
         file=$(find "$work" -name "$module.ko*" | head -n1)
         case $file in
         '') continue ;;
-        *.xz) xz -dc "$file" >"$into.new/modules/$module.ko" ;;
-        *.zst) zstd -qdc "$file" >"$into.new/modules/$module.ko" ;;
+        # Python knows the first, and is needed anyway.
+        *.xz) python3 "$here/debian_mirror.py" unxz "$file" "$into.new/modules/$module.ko" ;;
+        *.zst) need zstd && zstd -qdc "$file" >"$into.new/modules/$module.ko" ;;
         *) cp "$file" "$into.new/modules/$module.ko" ;;
         esac
         echo "$module.ko" >>"$into.new/modules/order"

@@ -10,9 +10,10 @@ want() { # want PROGRAM DEBIAN_PACKAGE
 want cc gcc
 want python3 python3
 python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
-want xz xz-utils
 case $(uname -s) in
 Linux)
+    # tar unpacks the kernel's sources with it.
+    want xz xz-utils
     want mke2fs e2fsprogs
     want qemu-aarch64 qemu-user
     want qemu-system-aarch64 qemu-system-arm
@@ -37,5 +38,6 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     rm -f "$log"
 else
     echo "the suite needs these programs (Debian's package names):$missing" >&2
+    [ "$(uname -s)" != Darwin ] || echo "cc and python3 come with Apple's command line tools: xcode-select --install" >&2
     exit 1
 fi

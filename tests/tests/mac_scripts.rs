@@ -1,4 +1,5 @@
-//! The scripts of `squib-cli/macos/`, with stand-ins for the Mac's commands first on `PATH`: what each says, leaves alone and changes.
+//! The scripts of `squib-cli/macos/`, with stand-ins for the Mac's commands first on `PATH`: what each says, leaves alone and changes. And those
+//! of `guest-images/` that a Mac needs, with no other programs than a Mac has.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -109,6 +110,14 @@ fn what_a_mac_lacks_is_said_with_the_way_out() {
 }
 
 #[test]
+fn a_shell_under_rosetta_is_told_from_a_mac_with_an_intel_processor() {
+    let mac = Mac::new("Darwin", "x86_64", "15.6.1", "echo 1");
+    mac.command("sysctl", "[ \"$1 $2\" = '-n sysctl.proc_translated' ] && echo 1");
+    let said = mac.check().expect("refused");
+    assert!(said.contains("Rosetta") && said.contains("arch -arm64"), "{said}");
+}
+
+#[test]
 fn programs_are_signed_once() {
     let mac = Mac::apple_silicon();
     let programs = [mac.program("one"), mac.program("with a space"), mac.program("three")];
@@ -177,4 +186,69 @@ fn cargo_is_told_of_the_runner() {
     let runner = config.lines().find_map(|line| line.strip_prefix("runner = \"")?.strip_suffix('"')).unwrap();
     assert!(config.contains("[target.aarch64-apple-darwin]"));
     assert_eq!(root.join(runner).metadata().unwrap().permissions().mode() & 0o111, 0o111);
+}
+
+/// Programs that macOS and Apple's command line tools bring and `guest-images/` may use. No `apt-get`, `dpkg-deb`, `ar`, `xz`, `flock`, `nproc`.
+const OF_A_MAC: [&str; 27] = [
+    "awk", "basename", "cat", "chmod", "cksum", "cmp", "cp", "cut", "dirname", "find", "grep", "head", "ln", "mkdir",
+    "mktemp", "mv", "printf", "rm", "sed", "sh", "sort", "tail", "tar", "touch", "tr", "uname", "wc",
+];
+
+/// Debian packages as mirrors have them: a kernel with a module that is compressed with xz, and busybox.
+const PACKAGES: &str = r#"
+import io, lzma, sys, tarfile
+def deb(name, files):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz") as archive:
+        for path, data in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with open(name, "wb") as out:
+        out.write(b"!<arch>\n")
+        for member, data in (("debian-binary", b"2.0\n"), ("data.tar.xz", packed.getvalue())):
+            out.write(f"{member:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2))
+deb("kernel.deb", {"./boot/vmlinuz-6.1": b"a kernel", "./lib/modules/6.1/virtio_blk.ko.xz": lzma.compress(b"a module")})
+deb("busybox.deb", {"./bin/busybox": b"a busybox"})
+print(sys.executable)
+"#;
+
+#[test]
+fn guests_come_from_packages_with_nothing_but_what_a_mac_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let packages = Command::new("python3").args(["-c", PACKAGES]).current_dir(&directory).output().unwrap();
+    assert!(packages.status.success(), "{}", text(&packages.stderr));
+    fs::create_dir(at("bin")).unwrap();
+    let link = |program: &Path, name: &str| std::os::unix::fs::symlink(program, at("bin").join(name)).unwrap();
+    link(Path::new(text(&packages.stdout).trim()), "python3");
+    for name in OF_A_MAC {
+        let places = ["/usr/bin", "/bin", "/usr/sbin"].map(|place| Path::new(place).join(name));
+        link(places.iter().find(|place| place.exists()).unwrap_or_else(|| panic!("no {name}")), name);
+    }
+    let fetch = |variables: &[(&str, PathBuf)]| {
+        let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/fetch.sh"));
+        let script = script.env_clear().env("PATH", at("bin")).env("SQUIB_GUEST_CACHE", at("cache"));
+        script.envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap()
+    };
+    let nothing = fetch(&[]);
+    assert_eq!(nothing.status.code(), Some(1));
+    for way in ["no apt", "SQUIB_GUEST_KERNEL", "SQUIB_DEBIAN_MIRROR"] {
+        assert!(text(&nothing.stderr).contains(way), "{}", text(&nothing.stderr));
+    }
+    let files = [("SQUIB_GUEST_KERNEL", at("kernel.deb")), ("SQUIB_GUEST_BUSYBOX", at("busybox.deb"))];
+    // The second time it is there already.
+    for variables in [&files[..], &[]] {
+        let output = fetch(variables);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let guest = at("cache/bookworm-cloud");
+        let printed = format!("{0}/Image\n{0}/initramfs.cpio\n", guest.display());
+        assert_eq!(text(&output.stdout), printed);
+        assert_eq!(fs::read(guest.join("Image")).unwrap(), b"a kernel");
+        assert_eq!(fs::read(guest.join("modules/virtio_blk.ko")).unwrap(), b"a module");
+        let initramfs = fs::read(guest.join("initramfs.cpio")).unwrap();
+        for part in ["a busybox", "a module", "lib/modules/order"] {
+            assert!(initramfs.windows(part.len()).any(|bytes| bytes == part.as_bytes()), "no {part}");
+        }
+    }
 }
