@@ -4,12 +4,11 @@
 //! an error that says so.
 
 use crate::config::ClockMode;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 #[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
 mod imp {
     use super::*;
-    use crate::error::Error;
     use squib_sim::config::{self, ClockMode as SimClock};
     use squib_sim::control;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +49,6 @@ mod imp {
 #[cfg(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim")))]
 mod imp {
     use super::*;
-    use crate::error::Error;
 
     pub fn set_clock(clock: ClockMode) -> Result<()> {
         match clock {

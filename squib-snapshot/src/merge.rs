@@ -210,7 +210,7 @@ fn clone_base(transaction: &mut Transaction<'_>, base: &File) -> Result<bool> {
 /// the place of the empty one.
 #[cfg(target_os = "macos")]
 fn clone_base(transaction: &mut Transaction<'_>, base: &File) -> Result<bool> {
-    use std::os::unix::fs::PermissionsExt;
+    use rustix::fs::{AtFlags, CloneFlags, Mode, chmodat, fclonefileat};
     if transaction.memory_file().raw().is_none() {
         return Ok(false);
     }
@@ -219,13 +219,15 @@ fn clone_base(transaction: &mut Transaction<'_>, base: &File) -> Result<bool> {
     let dir = File::open(&dir).map_err(at("open directory", &dir))?;
     let Some(name) = path.file_name() else { return Ok(false) };
     RealFs.remove(&path)?;
-    let cloned = rustix::fs::fclonefileat(base, &dir, name, rustix::fs::CloneFlags::empty()).is_ok();
-    let file = if cloned {
-        let file = crate::fs::open_read_write_no_follow(&path).map_err(at("open", &path))?;
-        file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(at("protect", &path))?;
-        Box::new(file) as Box<dyn FsFile>
-    } else {
-        RealFs.create_new(&path)?
+    // A clone has its original's mode, which may be to be read only.
+    let open = || {
+        fclonefileat(base, &dir, name, CloneFlags::empty()).ok()?;
+        chmodat(&dir, name, Mode::RUSR | Mode::WUSR, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        crate::fs::open_read_write_no_follow(&path).ok()
+    };
+    let (file, cloned): (Box<dyn FsFile>, bool) = match open() {
+        Some(file) => (Box::new(file), true),
+        None => (RealFs.remove(&path).and_then(|()| RealFs.create_new(&path))?, false),
     };
     transaction.replace_memory_file(file);
     Ok(cloned)

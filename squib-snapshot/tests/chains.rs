@@ -269,3 +269,21 @@ fn a_base_of_version_5_0_can_be_continued() {
     bench.pair(2).verify().unwrap();
     assert_eq!(fs::read(memory).unwrap(), ram);
 }
+
+/// A file system's clone has the mode of its original; the result of a merge is written to, and its owner's.
+#[cfg(unix)]
+#[test]
+fn a_chain_on_a_base_that_is_to_be_read_only_is_merged() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::new(0);
+    let mut ram = vec![3; 4 * PAGE as usize];
+    let parent = bench.save(0, &ram, Contents::Full);
+    ram[PAGE as usize] = 5;
+    bench.diff(1, &ram, parent, PAGE, &[1]);
+    fs::set_permissions(bench.paths(0).1, fs::Permissions::from_mode(0o444)).unwrap();
+    let (state, memory) = bench.paths(2);
+    merge(&bench.chain(&[0, 1]).unwrap(), &state, &memory).unwrap();
+    bench.pair(2).verify().unwrap();
+    assert_eq!(fs::read(&memory).unwrap(), ram);
+    assert_eq!(memory.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+}

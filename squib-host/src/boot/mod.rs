@@ -7,9 +7,10 @@ mod decompress;
 pub mod fdt;
 mod image;
 
+use std::ffi::c_void;
 use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -50,6 +51,7 @@ pub fn load(memory: &GuestMemory, ram_size: u64, kernel: &Path, initrd: Option<&
     let fdt = (entry + image.image_size).next_multiple_of(FDT_ALIGN);
     place("this kernel", fdt + FDT_MAX - RAM_BASE)?;
     write(memory, "the kernel", entry, &image.data)?;
+    forget_instructions(memory, entry, image.data.len());
 
     let initrd = match initrd {
         None => None,
@@ -87,6 +89,24 @@ fn write(memory: &GuestMemory, what: &'static str, address: u64, data: &[u8]) ->
         len: data.len() as u64,
     })
 }
+
+/// The boot protocol wants no instruction cache to have anything older of where the kernel is. The data caches have nothing to be written
+/// back for: what the host has stored, the guest's first fetches and loads find, with its MMU still off.
+fn forget_instructions(memory: &GuestMemory, address: u64, len: usize) {
+    if let Ok(kernel) = memory.get_slice(GuestAddress(address), len) {
+        // SAFETY: mapped memory of this process, `len` bytes of it, which was just written and is only named.
+        unsafe { sys_icache_invalidate(kernel.ptr_guard().as_ptr().cast_mut().cast(), len) };
+    }
+}
+
+#[cfg(all(target_arch = "aarch64", target_vendor = "apple"))]
+unsafe extern "C" {
+    fn sys_icache_invalidate(start: *mut c_void, len: usize);
+}
+
+/// The stand-in keeps no instructions of what was never executed.
+#[cfg(not(all(target_arch = "aarch64", target_vendor = "apple")))]
+unsafe fn sys_icache_invalidate(_start: *mut c_void, _len: usize) {}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 //!
 //! Offsets and lengths are in bytes from the start of RAM, multiples of [`GRANULE`]. `hv_vm_map` asks for a single VM region of the host's
 //! in a call. Every range is mapped from the one guest view; where the view was opened piece by piece, each piece is mapped by a
-//! call of its own, and no call crosses a multiple of [`REGION`].
+//! call of its own. No call crosses a multiple of [`REGION`], to map, protect or unmap.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +32,14 @@ impl Permission {
             Permission::ReadWriteExec => MemPerms::ReadWriteExec,
         })
     }
+}
+
+/// The parts of a range of RAM, each in one [`REGION`]: offset and length.
+fn regions(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let end = offset + len;
+    let part = move |start: u64| (start, end.min((start / REGION + 1) * REGION) - start);
+    let first = (len > 0).then_some(part(offset));
+    std::iter::successors(first, move |&(start, len)| (start + len < end).then(|| part(start + len)))
 }
 
 fn check(code: i32) -> Result<(), HypervisorError> {
@@ -83,13 +91,7 @@ impl MappedRam {
     /// Maps an unmapped range. The bytes must be complete: the guest sees them at once.
     pub fn map(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
         self.check_range(offset, len)?;
-        let (mut start, end) = (offset, offset + len);
-        while start < end {
-            let next = end.min((start / REGION + 1) * REGION);
-            self.map_region(start, next - start, permission)?;
-            start = next;
-        }
-        Ok(())
+        regions(offset, len).try_for_each(|(start, len)| self.map_region(start, len, permission))
     }
 
     fn map_region(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
@@ -110,17 +112,22 @@ impl MappedRam {
     /// Changes the permission of a range that is mapped. In force for every vCPU when this returns.
     pub fn protect(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
         self.check_range(offset, len)?;
-        // SAFETY: plain call; a range that is not mapped is an error of the framework.
-        let code = unsafe { applevisor_sys::hv_vm_protect(self.ram.base() + offset, len as usize, permission.flags()) };
-        check(code).hv_with(|| format!("protect {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
+        regions(offset, len).try_for_each(|(start, len)| {
+            let address = self.ram.base() + start;
+            // SAFETY: plain call; a range that is not mapped is an error of the framework.
+            let code = unsafe { applevisor_sys::hv_vm_protect(address, len as usize, permission.flags()) };
+            check(code).hv_with(|| format!("protect {len:#x} bytes of guest RAM at {address:#x}"))
+        })
     }
 
     /// Takes a range away from the guest, at the end of the machine.
     fn unmap(&self, offset: u64, len: u64) {
-        // SAFETY: no vCPU exists any more (the machine joins their threads first), so nothing reaches what is unmapped.
-        let code = unsafe { applevisor_sys::hv_vm_unmap(self.ram.base() + offset, len as usize) };
-        if let Err(error) = check(code) {
-            tracing::warn!(%error, offset, len, "guest RAM could not be unmapped");
+        for (offset, len) in regions(offset, len) {
+            // SAFETY: no vCPU exists any more (the machine joins their threads first), so nothing reaches what is unmapped.
+            let code = unsafe { applevisor_sys::hv_vm_unmap(self.ram.base() + offset, len as usize) };
+            if let Err(error) = check(code) {
+                tracing::warn!(%error, offset, len, "guest RAM could not be unmapped");
+            }
         }
     }
 
@@ -146,5 +153,22 @@ impl Drop for MappedRam {
             }
             page = end;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_part_crosses_a_region() {
+        let parts = |offset, len| regions(offset, len).collect::<Vec<_>>();
+        assert_eq!(parts(0, 0), []);
+        assert_eq!(parts(GRANULE, GRANULE), [(GRANULE, GRANULE)]);
+        assert_eq!(parts(0, REGION), [(0, REGION)]);
+        assert_eq!(parts(REGION, GRANULE), [(REGION, GRANULE)]);
+        let last = REGION - GRANULE;
+        let whole = [(last, GRANULE), (REGION, REGION), (2 * REGION, GRANULE)];
+        assert_eq!(parts(last, REGION + 2 * GRANULE), whole);
     }
 }

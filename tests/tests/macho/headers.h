@@ -1,6 +1,7 @@
 // Apple's headers, and what `headers.rs` writes its assertions with. C++17, without its library.
 
 #include <fcntl.h>
+#include <libkern/OSCacheControl.h>
 #include <mach/mach.h>
 #include <mach/mach_time.h>
 #include <mach/mig_errors.h>

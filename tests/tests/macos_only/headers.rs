@@ -189,6 +189,10 @@ mod apple {
             libc::sysctlbyname;
         let _: unsafe extern "C" fn(*const c_char, i32, ...) -> i32 = libc::shm_open;
         let _: unsafe extern "C" fn(*const c_char) -> i32 = libc::shm_unlink;
+        unsafe extern "C" {
+            fn sys_icache_invalidate(start: *mut c_void, len: usize);
+        }
+        let _: unsafe extern "C" fn(*mut c_void, usize) = sys_icache_invalidate;
         let _: unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -> i32 = libc::clock_gettime;
         let _: unsafe extern "C" fn(*mut c_void, usize, i32) -> i32 = libc::mprotect;
         let _: unsafe extern "C" fn(i32, i32, *const c_char, u32) -> i32 = libc::fclonefileat;
