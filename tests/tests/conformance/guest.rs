@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::fmt::Display;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard};
@@ -455,14 +456,16 @@ fn run_watched<G>(
             if watch.recv_timeout(patience) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            during();
+            // The run is ended whatever becomes of it.
+            let during = catch_unwind(AssertUnwindSafe(during));
             loop {
                 // SAFETY: an array of one id; the vCPU lives until the scope ends.
                 unsafe { applevisor_sys::hv_vcpus_exit(&id, 1) };
                 if watch.recv_timeout(LOST) != Err(RecvTimeoutError::Timeout) {
-                    return;
+                    break;
                 }
             }
+            during.unwrap_or_else(|panic| resume_unwind(panic));
         });
         loop {
             vcpu.run().unwrap();
