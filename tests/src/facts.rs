@@ -54,7 +54,10 @@ const fn elsewhere(id: &'static str, text: &'static str, place: &'static str) ->
 pub const FACTS: &[Fact] = &[
     suite("a1_01", "The exit record has 0x20 bytes and one address for the vCPU's life"),
     suite("a1_02", "An abort's virtual and physical addresses are whole"),
-    suite("a1_03", "PC is behind an HVC, and on an SMC, a trapped register access, an abort, WFx, BRK"),
+    suite(
+        "a1_03",
+        "PC is behind an HVC, and on an SMC, a trapped register access, an abort, WFx, BRK, what a debug exception is for",
+    ),
     elsewhere(
         "a1_04",
         "Steps over an emulated access are taken at the next entry",
@@ -181,7 +184,12 @@ pub const FACTS: &[Fact] = &[
         "tests/tests/ptp.rs: a_guest_finds_the_time_again_after_a_restore_and_after_sleep; \
          tests/tests/snapshot.rs: the_guests_clock_is_monotonic_on_every_vcpu_and_does_not_jump",
     ),
-    elsewhere("a7_06", "Device writes are marked dirty", "squib-host/src/memory/dirty.rs"),
+    elsewhere(
+        "a7_06",
+        "Device writes are marked dirty",
+        "tests/tests/diff.rs: base_and_diffs_are_ram_while_a_disk_is_read; \
+         squib-host/src/memory/mod.rs: host_writes_mark_every_page_they_touch",
+    ),
     elsewhere(
         "a7_07",
         "Secondary vCPUs go on where they were",

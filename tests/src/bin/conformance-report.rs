@@ -230,8 +230,8 @@ fn as_json(host: &str, rows: &[Row], runs: &[Run], findings: &[Finding]) -> Valu
 /// What a reader needs to know who has not seen the suite.
 const VERDICTS: &str = "\
 Each fact about the framework was tried by the tests named after it (`tests/tests/conformance/`): *confirmed* is as squib believes; *refuted* is \
-not, and what was found instead stands beside it: there the stand-in is wrong, and perhaps squib; *probed* was an open question, and the answer \
-stands beside it; *elsewhere* is about hosts, and what is named there checks it; *untested* should not be. Please send this file and \
+not, and what was found instead stands beside it: there the stand-in is wrong, and perhaps squib; *probed* is so as far as squib \
+relies on it, and what was open about it stands answered beside it; *elsewhere* is about hosts, and what is named there checks it; *untested* should not be. Please send this file and \
 `report.json` to the project.";
 
 fn as_markdown(head: &str, rows: &[Row], failures: &[String], findings: &[Finding]) -> String {

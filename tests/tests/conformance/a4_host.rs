@@ -1,10 +1,72 @@
 //! A4: what becomes of the guest's memory when the host changes its own mapping of it.
 
-use applevisor::prelude::*;
-use applevisor_sys::hv_error_t;
+use std::fs::File;
+use std::os::fd::FromRawFd;
 
-use crate::a4_memory::{GRANULE, Host, IPA, RW, hv_map, peeker};
+use applevisor::prelude::*;
+use applevisor_sys::{HV_MEMORY_EXEC, HV_MEMORY_READ, hv_error_t};
+
+use crate::a4_memory::{GRANULE, Host, IPA, RW, hv_map, hv_protect, peeker, temporary_file};
 use crate::guest::*;
+use crate::iss;
+
+/// A shared memory object without a name, as a host's guest RAM may be.
+fn shared_object(size: usize) -> File {
+    let name = std::ffi::CString::new(format!("/squib-conf.{}", std::process::id())).unwrap();
+    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+    // SAFETY: the name ends in NUL; the descriptor is new and nobody else's.
+    let object = unsafe {
+        let descriptor = libc::shm_open(name.as_ptr(), flags, 0o600);
+        assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
+        libc::shm_unlink(name.as_ptr());
+        File::from_raw_fd(descriptor)
+    };
+    object.set_len(size as u64).unwrap();
+    object
+}
+
+/// As a pager has it: one object, a view that is closed at first and is what the guest gets, a view to fill it through.
+#[test]
+fn a4_11_a4_15_a_shared_object_is_opened_and_mapped_granule_by_granule() {
+    let guest = peeker();
+    let object = shared_object(4 * GRANULE);
+    let view = Host::file(&object, 4 * GRANULE, libc::MAP_SHARED);
+    let fill = Host::file(&object, 4 * GRANULE, libc::MAP_SHARED);
+    view.protect(libc::PROT_NONE);
+    for granule in [2, 0, 3, 1] {
+        let offset = granule * GRANULE;
+        let ipa = IPA + offset as u64;
+        guest.peek_aborts(ipa + 0x10);
+        fill.write(offset + 0x10, granule as u64 + 7);
+        view.protect_part(offset, GRANULE, libc::PROT_READ | libc::PROT_WRITE);
+        assert_eq!(hv_map(view.at.wrapping_add(offset), ipa, GRANULE, RW | HV_MEMORY_EXEC), 0);
+        assert_eq!(guest.peek(ipa + 0x10), granule as u64 + 7);
+        guest.poke(ipa + 0x18, 5);
+        assert_eq!((fill.read(offset + 0x18), view.read(offset + 0x18)), (5, 5));
+    }
+}
+
+/// Dirty tracking of RAM that is a private mapping of a file: the first store is allowed late, and goes to the copy.
+#[test]
+fn a4_06_a4_12_a_private_file_mapping_can_be_write_protected() {
+    let guest = peeker();
+    let file = temporary_file(2 * GRANULE, 0x66);
+    let host = Host::file(&file, 2 * GRANULE, libc::MAP_PRIVATE);
+    assert_eq!(hv_map(host.at, IPA, 2 * GRANULE, RW | HV_MEMORY_EXEC), 0);
+    for round in 0..2 {
+        assert_eq!(hv_protect(IPA, 2 * GRANULE, HV_MEMORY_READ | HV_MEMORY_EXEC), 0);
+        assert_eq!(guest.peek(IPA), 0x66 + round);
+        guest.vcpu.set_reg(Reg::PC, RAM + 8).unwrap();
+        guest.vcpu.set_reg(Reg::X0, IPA).unwrap();
+        guest.vcpu.set_reg(Reg::X2, 0x67 + round).unwrap();
+        let exception = guest.run_to_class(ec::DATA_ABORT);
+        assert_eq!((iss::status(exception.syndrome), exception.physical_address), (iss::PERMISSION, IPA));
+        assert_eq!(hv_protect(IPA, GRANULE, RW | HV_MEMORY_EXEC), 0);
+        guest.run_straight_to(2);
+        assert_eq!((host.read(0), guest.peek(IPA)), (0x67 + round, 0x67 + round));
+    }
+    assert_eq!(guest.peek(IPA + GRANULE as u64), 0x66);
+}
 
 #[test]
 fn a4_08_host_protection_does_not_reach_the_guest() {

@@ -34,7 +34,7 @@ impl Host {
     }
 
     /// A file, from its start.
-    fn file(file: &File, size: usize, kind: i32) -> Host {
+    pub fn file(file: &File, size: usize, kind: i32) -> Host {
         Host::map(size, kind, file.as_raw_fd())
     }
 
@@ -60,8 +60,13 @@ impl Host {
     }
 
     pub fn protect(&self, protection: i32) {
+        self.protect_part(0, self.size, protection);
+    }
+
+    pub fn protect_part(&self, offset: usize, size: usize, protection: i32) {
+        assert!(offset + size <= self.size);
         // SAFETY: as above.
-        assert_eq!(unsafe { libc::mprotect(self.at.cast(), self.size, protection) }, 0);
+        assert_eq!(unsafe { libc::mprotect(self.at.add(offset).cast(), size, protection) }, 0);
     }
 
     pub fn write(&self, offset: usize, value: u64) {
@@ -101,7 +106,7 @@ pub fn hv_protect(ipa: u64, size: usize, flags: u64) -> i32 {
 /// Loads and stores.
 pub const RW: u64 = HV_MEMORY_READ | HV_MEMORY_WRITE;
 
-fn temporary_file(size: usize, fill: u64) -> File {
+pub fn temporary_file(size: usize, fill: u64) -> File {
     let path = std::env::temp_dir().join(format!("squib-conformance-{}-{fill:x}", std::process::id()));
     let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -132,7 +137,7 @@ impl<G> Guest<G> {
     }
 
     /// The abort the guest meets when it reads at `ipa`.
-    fn peek_aborts(&self, ipa: u64) {
+    pub fn peek_aborts(&self, ipa: u64) {
         self.vcpu.set_reg(Reg::PC, RAM).unwrap();
         self.vcpu.set_reg(Reg::X0, ipa).unwrap();
         // Whether the low bits come with it is not relied on.
