@@ -151,6 +151,16 @@ positions! {
 }
 
 positions! {
+    /// What becomes of a process that asks `hv_vm_unmap` for a range of which something is not mapped.
+    UnmapGap {
+        /// Nothing: the call fails with `HV_ERROR`.
+        Error = "error",
+        /// It is killed, as macOS 26.3 was seen to do (`EXC_GUARD`, `DEALLOC_GAP`).
+        Killed = "killed",
+    }
+}
+
+positions! {
     /// The guest's counter frequency. `mach_absolute_time` counts at 24 MHz in either position.
     CounterFrequency {
         /// 24 MHz: one guest tick is one `mach_absolute_time` tick.
@@ -275,6 +285,8 @@ switches! {
     wrong_thread: WrongThread = WrongThread::BadArgument, "wrong-thread";
     /// `PROT_NONE` host range at map time.
     prot_none_map: ProtNoneMap = ProtNoneMap::Hang, "prot-none-map";
+    /// `hv_vm_unmap` of what is not all mapped.
+    unmap_gap: UnmapGap = UnmapGap::Error, "unmap-gap";
     /// Host `mprotect` after the map: off, the guest does not notice; on, it meets a permission fault from the next
     /// `hv_vcpu_run` on.
     host_mprotect: bool = false, "host-mprotect";
@@ -312,7 +324,7 @@ pub const PRESETS: [(&str, &str); 2] = [
     (
         "harsh",
         "vtimer-exits=on,wfx-exits=on,gic-mmio-exits=on,overlapping-map=error,wrong-thread=denied,prot-none-map=error,\
-         host-mprotect=on,busy=2,lost-exits=on,counter=1ghz,fault-details=vague",
+         unmap-gap=killed,host-mprotect=on,busy=2,lost-exits=on,counter=1ghz,fault-details=vague",
     ),
     ("lenient", "overlapping-map=replace,wrong-thread=works,host-remap=on,ivac-needs-write=on,granule=4k,max-ipa=36"),
 ];

@@ -114,7 +114,7 @@ pub const FACTS: &[Fact] = &[
     suite("a4_01", "Addresses and sizes are multiples of the granule (open: 16 or 4 KiB)"),
     suite("a4_02", "A host range must exist, in one region (open: what two regions get)"),
     suite("a4_03", "hv_vm_map over a mapping (open)"),
-    suite("a4_04", "hv_vm_unmap and hv_vm_protect of nothing (open)"),
+    suite("a4_04", "hv_vm_unmap and hv_vm_protect of nothing (open: an error, or the end of the process)"),
     suite("a4_05", "An unmapped page aborts with PC unmoved; mapped, the access is retried"),
     suite("a4_06", "Write protection works by the page, permissions by kind of access"),
     suite("a4_07", "Unmapping reaches a running vCPU, with or without protecting first"),

@@ -52,6 +52,7 @@ pub const SWITCHES: &[Switch] = &[
     switch("overlapping-map", "bad-argument", &["bad-argument", "error", "replace"], "A4-03"),
     switch("wrong-thread", "bad-argument", &["bad-argument", "denied", "works"], "A3-03"),
     switch("prot-none-map", "hang", &["hang", "error"], "A4-09"),
+    switch("unmap-gap", "error", &["error", "killed"], "A4-04"),
     switch("host-mprotect", "off", OFF_ON, "A4-08"),
     switch("host-remap", "off", OFF_ON, "A4-11"),
     switch("busy", "0", NUMBER, "A3-01"),

@@ -5,7 +5,7 @@
 //! call of its own. No call crosses a multiple of [`REGION`], to map, protect or unmap.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use applevisor::prelude::{HypervisorError, MemPerms};
 
@@ -53,6 +53,8 @@ fn check(code: i32) -> Result<(), HypervisorError> {
 #[derive(Debug)]
 pub struct MappedRam {
     ram: Arc<GuestRam>,
+    /// Of a RAM that is mapped whole: how much of it, from the start.
+    whole: AtomicU64,
     /// What arrives later is mapped without write permission.
     arrives_protected: AtomicBool,
 }
@@ -60,13 +62,16 @@ pub struct MappedRam {
 impl MappedRam {
     /// RAM of which nothing is mapped yet.
     pub fn absent(ram: Arc<GuestRam>) -> MappedRam {
-        MappedRam { ram, arrives_protected: AtomicBool::new(false) }
+        MappedRam { ram, whole: AtomicU64::new(0), arrives_protected: AtomicBool::new(false) }
     }
 
     /// Maps all of `ram`, with every permission.
     pub fn whole(ram: Arc<GuestRam>) -> Result<MappedRam> {
         let mapped = MappedRam::absent(ram);
-        mapped.map(0, mapped.ram.size(), Permission::ReadWriteExec)?;
+        for (start, len) in regions(0, mapped.ram.size()) {
+            mapped.map_region(start, len, Permission::ReadWriteExec)?;
+            mapped.whole.store(start + len, Ordering::Release);
+        }
         Ok(mapped)
     }
 
@@ -143,7 +148,8 @@ impl MappedRam {
 
 impl Drop for MappedRam {
     fn drop(&mut self) {
-        let Some(states) = self.ram.states() else { return self.unmap(0, self.ram.size()) };
+        // What is not mapped must not be unmapped: a newer macOS ends the process for it.
+        let Some(states) = self.ram.states() else { return self.unmap(0, self.whole.load(Ordering::Acquire)) };
         // What is present is what is mapped.
         let mut page = 0;
         while page < states.count() {
@@ -159,6 +165,22 @@ impl Drop for MappedRam {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Memory that lies behind the end of the IPA space cannot be mapped. The machine goes, the process does not.
+    #[cfg(not(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim"))))]
+    #[test]
+    fn what_could_not_be_mapped_is_not_unmapped() {
+        let _turn = crate::pager::testing::turn();
+        let before = squib_sim::config::current().unwrap();
+        let unmap_gap = squib_sim::config::UnmapGap::Killed;
+        squib_sim::configure(squib_sim::Config { unmap_gap, ..before });
+        let machine = super::super::vm::BareVm::create().unwrap();
+        squib_sim::configure(before);
+        let ram = GuestRam::new(1 << 40, GRANULE, false).unwrap();
+        assert!(MappedRam::whole(ram).is_err());
+        drop(MappedRam::whole(GuestRam::new(1 << 30, GRANULE, false).unwrap()).unwrap());
+        drop(machine);
+    }
 
     #[test]
     fn no_part_crosses_a_region() {

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::vm::{Vm, vm, with_allocations};
 use super::{Return, anchor, code, put, ret};
-use crate::config::{OverlappingMap, ProtNoneMap};
+use crate::config::{OverlappingMap, ProtNoneMap, UnmapGap};
 use crate::host_memory::{self, HostMemoryError, HostProtection, Protections};
 use crate::stage2::{Perms, Stage2Error};
 
@@ -84,7 +84,14 @@ fn map(vm: &Vm, host: *mut u8, ipa: u64, size: u64, flags: u64) -> Result<(), Fa
 
 fn unmap(vm: &Vm, ipa: u64, size: u64) -> Result<(), Failure> {
     let _serialised = vm.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    vm.machine.stage2.unmap(ipa, size)?;
+    let unmapped = vm.machine.stage2.unmap(ipa, size);
+    if unmapped == Err(Stage2Error::NotMapped) && vm.machine.config.unmap_gap == UnmapGap::Killed {
+        eprintln!(
+            "squib-sim: hv_vm_unmap of {size:#x} bytes at {ipa:#x}, of which something is not mapped: killed (unmap-gap)"
+        );
+        std::process::abort();
+    }
+    unmapped?;
     vm.machine.stage2_changed(ipa, size, true);
     if let Some(window) = &vm.window {
         let (start, end) = vm.machine.stage2.hole_around(ipa);

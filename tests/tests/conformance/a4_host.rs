@@ -98,10 +98,11 @@ fn a4_08_host_protection_does_not_reach_the_guest() {
         guest.poke(IPA, 4);
         assert_eq!(host.read(0), 4);
     });
-    if !ended {
+    if ended == Alone::Endless {
         switch("host-mprotect", ENDLESS);
         probe(PROTECTED_LATER, ENDLESS);
     }
+    assert_ne!(ended, Alone::Killed);
 }
 
 const PROTECTED_LATER: &str = "what host mprotect(PROT_NONE) does to a guest that had the page";
@@ -165,8 +166,9 @@ fn a4_09_memory_that_was_inaccessible_when_mapped() {
         switch("prot-none-map", if exit.reason == ExitReason::CANCELED { "hang" } else { found });
         probe(accessed, found);
     });
-    if !ended {
+    if ended == Alone::Endless {
         switch("prot-none-map", "hang");
         probe(accessed, ENDLESS);
     }
+    assert_ne!(ended, Alone::Killed);
 }

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::fmt::Display;
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -137,16 +138,27 @@ pub fn patiently<T>(mut create: impl FnMut() -> Result<T>) -> Result<T> {
 /// Says to a copy of this program that it is one.
 const ALONE: &str = "SQUIB_CONFORMANCE_ALONE";
 
-/// Does what may never come back, not even when the vCPU is told to exit, in a process of its own: a copy of this program that runs
-/// nothing but `test`, the test that calls this. What it says is said here. Whether it ended; if not, it was ended.
-pub fn alone(test: &str, what: impl FnOnce()) -> bool {
+/// What became of a process that did something alone.
+#[derive(Debug, PartialEq)]
+pub enum Alone {
+    /// It ended by itself.
+    Ended,
+    /// The system ended it.
+    Killed,
+    /// It did not end.
+    Endless,
+}
+
+/// Does what may never come back, or be punished by the system, in a process of its own: a copy of this program that runs nothing
+/// but `test`, the test that calls this. What it says is said here. Sooner or later it is ended.
+pub fn alone(test: &str, what: impl FnOnce()) -> Alone {
     alone_for(ALONE_FOR, test, what)
 }
 
-fn alone_for(limit: Duration, test: &str, what: impl FnOnce()) -> bool {
+fn alone_for(limit: Duration, test: &str, what: impl FnOnce()) -> Alone {
     if std::env::var_os(ALONE).is_some() {
         what();
-        return true;
+        return Alone::Ended;
     }
     let mut copy = Command::new(std::env::current_exe().unwrap());
     let copy = copy.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ALONE, "1");
@@ -177,17 +189,27 @@ fn alone_for(limit: Duration, test: &str, what: impl FnOnce()) -> bool {
     for line in said.lines().filter(|line| line.contains("probe: ") || line.contains("switch: ")) {
         println!("{line}");
     }
-    if let Some(status) = ended {
-        assert!(status.success() && said.contains("1 passed"), "alone, {status}: {said}{errors}");
+    match ended {
+        None => Alone::Endless,
+        Some(status) if status.signal().is_some() => Alone::Killed,
+        Some(status) => {
+            assert!(status.success() && said.contains("1 passed"), "alone, {status}: {said}{errors}");
+            Alone::Ended
+        }
     }
-    ended.is_some()
 }
 
 #[test]
 fn what_does_not_end_alone_is_ended() {
     let test = "guest::what_does_not_end_alone_is_ended";
     let ended = alone_for(Duration::from_secs(1), test, || thread::sleep(Duration::from_secs(600)));
-    assert!(!ended);
+    assert_eq!(ended, Alone::Endless);
+}
+
+#[test]
+fn what_is_killed_alone_is_killed_alone() {
+    let ended = alone("guest::what_is_killed_alone_is_killed_alone", || std::process::abort());
+    assert_eq!(ended, Alone::Killed);
 }
 
 /// All that does not hold, as one failure: a report shall not know of the first only.
