@@ -14,13 +14,19 @@ pub(crate) struct Counters {
     pub instructions: AtomicU64,
 }
 
+impl Counters {
+    /// No limit, nothing retired.
+    pub fn new() -> Arc<Counters> {
+        Arc::new(Counters { limit: AtomicU64::new(u64::MAX), instructions: AtomicU64::new(0) })
+    }
+}
+
 static COUNTERS: Mutex<BTreeMap<usize, Arc<Counters>>> = Mutex::new(BTreeMap::new());
 
 /// The counters of vCPU slot `vcpu`.
 pub(crate) fn counters(vcpu: usize) -> Arc<Counters> {
     let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
-    let new = || Arc::new(Counters { limit: AtomicU64::new(u64::MAX), instructions: AtomicU64::new(0) });
-    counters.entry(vcpu).or_insert_with(new).clone()
+    counters.entry(vcpu).or_insert_with(Counters::new).clone()
 }
 
 /// Makes `hv_vcpu_run` of vCPU `vcpu` return `CANCELED` when it has retired `limit` instructions since it was created: at
