@@ -188,6 +188,15 @@ fn cargo_is_told_of_the_runner() {
     assert_eq!(root.join(runner).metadata().unwrap().permissions().mode() & 0o111, 0o111);
 }
 
+/// What is signed with is a property list, with that one entitlement and no other.
+#[test]
+fn the_entitlements_are_a_property_list() {
+    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../squib-cli/macos/squib.entitlements");
+    let program = "import plistlib, sys; print(plistlib.load(open(sys.argv[1], 'rb')))";
+    let output = Command::new("python3").args(["-c", program]).arg(list).output().unwrap();
+    assert_eq!(text(&output.stdout), "{'com.apple.security.hypervisor': True}\n", "{}", text(&output.stderr));
+}
+
 /// Programs that macOS and Apple's command line tools bring and `guest-images/` may use. No `apt-get`, `dpkg-deb`, `ar`, `xz`, `flock`, `nproc`.
 const OF_A_MAC: [&str; 27] = [
     "awk", "basename", "cat", "chmod", "cksum", "cmp", "cp", "cut", "dirname", "find", "grep", "head", "ln", "mkdir",
