@@ -39,12 +39,15 @@ pub fn capture(machine: &Machine) -> Result<(MicrovmState, MachineRecord)> {
         vcpus.push(record);
     }
     let attached = shared.bus.get().into_iter().flat_map(|bus| bus.iter());
-    let devices = attached.map(|attached| DeviceState {
-        kind: attached.device.kind().into(),
-        id: attached.id.clone(),
-        mmio_slot: attached.slot,
-        blob: attached.device.save(),
+    let devices = attached.map(|attached| {
+        Ok(DeviceState {
+            kind: attached.device.kind().into(),
+            id: attached.id.clone(),
+            mmio_slot: attached.slot,
+            blob: attached.device.save()?,
+        })
     });
+    let devices: Vec<_> = devices.collect::<Result<_>>()?;
     let description = &machine.description;
     let state = MicrovmState {
         vm_info: VmInfo {

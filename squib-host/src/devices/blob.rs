@@ -4,12 +4,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
 
-/// Encodes a state.
-pub fn encode<T: Serialize>(version: u16, state: &T) -> Vec<u8> {
+/// Encodes the state of `device`.
+pub fn encode<T: Serialize>(device: &str, version: u16, state: &T) -> Result<Vec<u8>> {
     let mut blob = version.to_le_bytes().to_vec();
-    // The states are plain data of bounded size; bitcode fails on neither.
-    blob.extend(bitcode::serialize(state).unwrap_or_default());
-    blob
+    let body = bitcode::serialize(state);
+    blob.extend(body.map_err(|e| Error::State(format!("the state of {device} cannot be written ({e})")))?);
+    Ok(blob)
 }
 
 /// Decodes the state of `device`, written as `version`.
@@ -31,7 +31,7 @@ mod tests {
 
     #[test]
     fn only_the_known_version_is_taken() {
-        let blob = encode(3, &(1u32, vec![2u8, 3]));
+        let blob = encode("x", 3, &(1u32, vec![2u8, 3])).unwrap();
         assert_eq!(decode::<(u32, Vec<u8>)>("x", 3, &blob).unwrap(), (1, vec![2, 3]));
         assert!(decode::<(u32, Vec<u8>)>("x", 2, &blob).unwrap_err().to_string().contains("version 3"));
         assert!(decode::<(u32, Vec<u8>)>("x", 3, &blob[..4]).is_err());

@@ -20,7 +20,7 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// Writes a register of `size` bytes (1, 2, 4 or 8).
     fn write(&self, offset: u64, size: u8, value: u64);
     /// The whole state. Only called while the device is quiesced and no vCPU runs.
-    fn save(&self) -> Vec<u8>;
+    fn save(&self) -> Result<Vec<u8>>;
     /// Takes over a saved state. Only called before anything runs.
     fn restore(&self, blob: &[u8]) -> Result<()>;
     /// Stops whatever the device does on its own, at a point where its state is whole.

@@ -224,8 +224,8 @@ impl Device for Pl011 {
         self.update_line(&state);
     }
 
-    fn save(&self) -> Vec<u8> {
-        blob::encode(VERSION, &*self.lock())
+    fn save(&self) -> Result<Vec<u8>> {
+        blob::encode(self.kind(), VERSION, &*self.lock())
     }
 
     fn restore(&self, blob: &[u8]) -> Result<()> {
@@ -290,7 +290,7 @@ mod tests {
         first.write(IBRD, 4, 13);
         first.receive(&[b'z'; 40]);
         let (lines, second) = uart();
-        second.restore(&first.save()).unwrap();
+        second.restore(&first.save().unwrap()).unwrap();
         second.resume();
         assert_eq!(*second.lock(), *first.lock());
         assert!(lines.level(33));

@@ -85,8 +85,8 @@ impl Device for Pl031 {
         }
     }
 
-    fn save(&self) -> Vec<u8> {
-        blob::encode(VERSION, &*self.lock())
+    fn save(&self) -> Result<Vec<u8>> {
+        blob::encode(self.kind(), VERSION, &*self.lock())
     }
 
     fn restore(&self, blob: &[u8]) -> Result<()> {
@@ -113,7 +113,7 @@ mod tests {
         now.fetch_add(5, Ordering::Relaxed);
         assert_eq!(first.read(DR, 4), 1005);
         let second = Pl031::new(wall(&now));
-        second.restore(&first.save()).unwrap();
+        second.restore(&first.save().unwrap()).unwrap();
         now.fetch_add(3600, Ordering::Relaxed);
         assert_eq!(second.read(DR, 4), 4605);
         assert_eq!(second.read(0xfe0, 4), 0x31);

@@ -157,7 +157,7 @@ mod tests {
         for (register, value) in [(0x30, 0), (0x38, 16)].into_iter().chain(rings).chain([(0x44, 1)]) {
             device.write(register, 4, value);
         }
-        DeviceState { kind: device.kind().into(), id: "rng0".into(), mmio_slot: 31, blob: device.save() }
+        DeviceState { kind: device.kind().into(), id: "rng0".into(), mmio_slot: 31, blob: device.save().unwrap() }
     }
 
     /// Page tables, PC, SP, vectors, device tree, queues; then what an earlier run touched, in its order; then the rest.

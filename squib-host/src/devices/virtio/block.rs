@@ -92,11 +92,16 @@ impl Block {
         }
         // A snapshot may be restored from another directory.
         let path = std::fs::canonicalize(path).map_err(failed("find the disk"))?;
+        if path.to_str().is_none() {
+            let text = "is not text (UTF-8), which a snapshot would have to record: give it another name";
+            return Err(Error::Config(format!("the name of the disk {} {text}", path.display())));
+        }
         Ok(Block { file, path, read_only, sectors: len / SECTOR, serial, bounce: vec![0; BOUNCE], overridden })
     }
 
-    fn record(&self) -> io::Result<DiskRecord> {
-        let metadata = self.file.metadata()?;
+    fn record(&self) -> Result<DiskRecord> {
+        let failed = |source| Error::File { action: "examine the disk", path: self.path.clone(), source };
+        let metadata = self.file.metadata().map_err(failed)?;
         Ok(DiskRecord {
             path: self.path.clone(),
             read_only: self.read_only,
@@ -229,12 +234,8 @@ impl Backend for Block {
         Ok(writer.bytes_written() as u32 + 1)
     }
 
-    fn save(&self) -> Vec<u8> {
-        match self.record() {
-            Ok(record) => blob::encode(VERSION, &record),
-            // An image that can no longer be examined gives a state that is refused at the restore.
-            Err(_) => Vec::new(),
-        }
+    fn save(&self) -> Result<Vec<u8>> {
+        blob::encode(self.kind(), VERSION, &self.record()?)
     }
 
     fn restore(&mut self, blob: &[u8]) -> Result<()> {
@@ -247,12 +248,7 @@ impl Backend for Block {
         if saved.read_only != self.read_only {
             return refuse("it was attached with the other read-only setting".into());
         }
-        let now = self.record().map_err(|source| Error::File {
-            action: "examine the disk",
-            path: self.path.clone(),
-            source,
-        })?;
-        if !self.overridden && now.modified != saved.modified {
+        if !self.overridden && self.record()?.modified != saved.modified {
             return refuse(
                 "the image has been modified since the snapshot, so the guest's memory no longer fits it; \
                  restore with a copy made at the time of the snapshot"

@@ -382,8 +382,8 @@ impl Device for VirtioMmio {
         }
     }
 
-    fn save(&self) -> Vec<u8> {
-        let backend = lock(&self.shared.backend).save();
+    fn save(&self) -> Result<Vec<u8>> {
+        let backend = lock(&self.shared.backend).save()?;
         let registers = lock(&self.shared.registers);
         let saved = Saved {
             device_features_sel: registers.device_features_sel,
@@ -395,7 +395,7 @@ impl Device for VirtioMmio {
             queues: registers.queues.iter().map(|queue| SavedQueue::from(queue.state())).collect(),
             backend,
         };
-        saved.encode()
+        saved.encode(self.kind())
     }
 
     fn restore(&self, blob: &[u8]) -> Result<()> {

@@ -34,7 +34,7 @@ pub trait Backend: Send {
     /// protocol, so that no status could be given: the device then asks to be reset.
     fn execute(&mut self, memory: &GuestMemory, chain: Chain<'_>) -> io::Result<u32>;
     /// What must survive beside the transport's state.
-    fn save(&self) -> Vec<u8>;
+    fn save(&self) -> Result<Vec<u8>>;
     /// Takes over what [`Backend::save`] wrote.
     fn restore(&mut self, blob: &[u8]) -> Result<()>;
 }

@@ -90,12 +90,12 @@ impl Backend for Rng {
         Ok(buf.len() as u32)
     }
 
-    fn save(&self) -> Vec<u8> {
+    fn save(&self) -> Result<Vec<u8>> {
         let seed = match self.entropy {
             Entropy::System(_) => None,
             Entropy::Seeded(state) => Some(state),
         };
-        blob::encode(VERSION, &seed)
+        blob::encode(self.kind(), VERSION, &seed)
     }
 
     fn restore(&mut self, blob: &[u8]) -> Result<()> {
@@ -117,7 +117,7 @@ mod tests {
         let mut buf = [0; 13];
         first.entropy.fill(&mut buf).unwrap();
         let mut second = Rng::new(Entropy::Seeded(1));
-        second.restore(&first.save()).unwrap();
+        second.restore(&first.save().unwrap()).unwrap();
         let (mut a, mut b) = ([0; 32], [0; 32]);
         first.entropy.fill(&mut a).unwrap();
         second.entropy.fill(&mut b).unwrap();

@@ -38,9 +38,9 @@ pub struct SavedQueue {
 }
 
 impl Saved {
-    /// Its bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        blob::encode(VERSION, self)
+    /// Its bytes, as those of a device of this kind.
+    pub fn encode(&self, kind: &str) -> Result<Vec<u8>> {
+        blob::encode(kind, VERSION, self)
     }
 
     /// The state of a device of this kind.

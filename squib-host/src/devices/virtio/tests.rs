@@ -239,7 +239,7 @@ fn a_request_survives_save_and_restore() {
     first.notify();
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(first.used(), 1, "a quiesced device does nothing");
-    let saved = first.device.save();
+    let saved = first.device.save().unwrap();
     let (ram, avail) = (Arc::clone(&first.ram), first.avail);
     drop(first);
 
@@ -259,7 +259,7 @@ fn a_request_survives_save_and_restore() {
 fn a_changed_image_is_refused_unless_it_was_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = image(&directory);
-    let saved = disk(&path, false, true).device.save();
+    let saved = disk(&path, false, true).device.save().unwrap();
     let restore = |overridden: bool| {
         let block = Block::open(&path, false, "serial".into(), overridden).unwrap();
         Driver::new(&ram(), Box::new(block), true).device.restore(&saved)
@@ -287,6 +287,18 @@ fn an_image_has_one_writer() {
     assert!(Block::open(&directory.path().join("odd"), true, String::new(), false).is_err());
 }
 
+/// On other systems a file system takes no such name.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_image_whose_name_no_snapshot_could_record_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(std::ffi::OsStr::from_bytes(b"disk\xff"));
+    fs::rename(image(&directory), &path).unwrap();
+    let error = Block::open(&path, true, String::new(), false).unwrap_err().to_string();
+    assert!(error.contains("another name"), "{error}");
+}
+
 #[test]
 fn entropy_fills_the_buffer_and_marks_it_dirty() {
     let ram = GuestRam::new(BASE, 1 << 20, true).unwrap();
@@ -308,7 +320,7 @@ fn over_absent_memory(
     synchronous: bool,
     backend: impl Fn() -> Option<Box<dyn super::Backend>>,
 ) -> (LazyRam, Driver, Arc<AtomicBool>) {
-    let saved = first.device.save();
+    let saved = first.device.save().unwrap();
     let mut bytes = vec![0; 1 << 20];
     first.memory.read_slice(&mut bytes, GuestAddress(BASE)).unwrap();
     let avail = first.avail;
