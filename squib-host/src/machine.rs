@@ -331,7 +331,7 @@ impl Machine {
 
     /// Instructions executed since boot, over all restores; 0 where nobody counts them.
     pub(crate) fn total_instructions(&self) -> u64 {
-        self.description.instructions_before + self.instructions().unwrap_or(0)
+        self.description.instructions_before.saturating_add(self.instructions().unwrap_or(0))
     }
 
     /// A view of the pager, if the machine was restored with one.
