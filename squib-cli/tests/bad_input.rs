@@ -103,6 +103,7 @@ fn inputs_that_are_something_else() {
         fixture.fails(&format!("describe {state}"), 1, &what);
         let path = format!("restore --state {state} --backend uffd --backend-path socket");
         fixture.fails(&path, 1, &what);
+        fixture.fails(&format!("restore --state {state} --memory-file disk --backend file"), 1, &what);
     }
     fixture.fails("page-server --memory-file empty --listen new-socket", 1, &["empty is not a memory file"]);
 }
@@ -124,6 +125,16 @@ fn numbers_and_texts_out_of_range() {
     let mut command = fixture.command("run --kernel kernel --cmdline");
     let output = command.arg(std::ffi::OsStr::from_bytes(b"\xff")).output().expect("the program starts");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn as_many_disks_as_there_are_slots() {
+    let fixture = Fixture::new();
+    let run =
+        |count: usize| format!("run --kernel kernel --memory 16 --timeout 0.1{}", " --disk disk,ro".repeat(count));
+    let output = fixture.command(&run(31)).output().expect("the program starts");
+    assert_eq!(output.status.code(), Some(124), "{}", String::from_utf8_lossy(&output.stderr));
+    fixture.fails(&run(32), 1, &["32 disks: at most 31 fit"]);
 }
 
 /// Said before the guest runs: none of these texts ever comes.

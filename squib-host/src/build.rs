@@ -31,7 +31,6 @@ use crate::terminal::{self, RawTerminal, Typed};
 use crate::vcpu::control::{Cause, Control};
 use crate::vcpu::run::{Shared, VcpuThread};
 
-/// How often, and how long apart, a VM is asked for that the framework says is busy: the last one may still be going away.
 /// The virtio-mmio slot of the entropy device; disks take the slots from 0 on.
 const RNG_SLOT: u32 = layout::VIRTIO_SLOTS - 1;
 /// Seed of a deterministic machine's entropy.
@@ -110,8 +109,8 @@ pub fn check_shape(memory_mib: u64, cpus: u32, disks: usize, clock: ClockMode) -
     if cpus == 0 || cpus > layout::VCPU_MAX {
         return Err(Error::Config(format!("{cpus} vCPUs: choose between 1 and {}", layout::VCPU_MAX)));
     }
-    if disks >= RNG_SLOT as usize {
-        return Err(Error::Config(format!("{disks} disks: at most {} fit", RNG_SLOT)));
+    if disks > RNG_SLOT as usize {
+        return Err(Error::Config(format!("{disks} disks: at most {RNG_SLOT} fit")));
     }
     if clock == ClockMode::Deterministic && cpus != 1 {
         return Err(Error::Config("the deterministic clock needs a machine with one vCPU".into()));

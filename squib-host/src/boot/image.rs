@@ -66,7 +66,7 @@ impl KernelImage {
         }
         let (text_offset, image_size) =
             if image_size == 0 { (LEGACY_TEXT_OFFSET, data.len() as u64) } else { (text_offset, image_size) };
-        if text_offset >= 2 << 20 || image_size > KERNEL_MAX as u64 {
+        if text_offset >= 2 << 20 || !text_offset.is_multiple_of(4) || image_size > KERNEL_MAX as u64 {
             return Err(format!("its header is damaged (text offset {text_offset:#x}, image size {image_size:#x})"));
         }
         let image_size = image_size.max(data.len() as u64);
@@ -207,6 +207,9 @@ mod tests {
         let mut big_endian = image(4096);
         big_endian[24] = 1;
         assert!(refusal(big_endian).contains("big-endian"));
+        let mut odd = image(4096);
+        odd[8] = 1;
+        assert!(refusal(odd).contains("header is damaged"));
         assert!(refusal(gzip(&gzip(&gzip(&gzip(&image(100)))))).contains("more than twice"));
     }
 }
