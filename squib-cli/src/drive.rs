@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use squib_host::pager::{Monitor, StreamObserver, WorkingSetFile};
-use squib_host::{Machine, RunOutcome, SaveTarget, StopReason, Watch, WatchId};
+use squib_host::{Machine, RunOutcome, StopReason, Watch, WatchId};
 
 use crate::backend::{Back, Server};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::interrupt::Interrupts;
-use crate::options::{EndArgs, Then};
+use crate::options::{EndArgs, Moment, SnapshotPlan, Then};
 use crate::progress::StreamBar;
 use crate::report::{End, Report};
 use crate::streaming::Streaming;
@@ -17,26 +17,6 @@ use crate::tracking::{ChainPlan, GrowingChain};
 
 const SNAPSHOT: WatchId = WatchId(0);
 const EXIT: WatchId = WatchId(1);
-
-/// The moment of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Moment {
-    /// The guest has printed this text.
-    Text(String),
-    /// The guest has executed so many instructions, counted from the start of this process's run.
-    Instructions(u64),
-}
-
-/// A snapshot to take on the way.
-#[derive(Clone, Debug)]
-pub struct SnapshotPlan {
-    /// When.
-    pub moment: Moment,
-    /// Where to.
-    pub target: SaveTarget,
-    /// And afterwards.
-    pub then: Then,
-}
 
 /// What became of a snapshot.
 #[derive(Debug)]
@@ -283,16 +263,5 @@ impl Plan {
             self.report.working_set_recorded(file.path(), file.record(monitor)?);
         }
         Ok(())
-    }
-}
-
-impl SnapshotPlan {
-    fn missed(&self) -> Error {
-        Error::Message(match &self.moment {
-            Moment::Text(text) => format!("no snapshot was taken: the run ended before the guest printed '{text}'"),
-            Moment::Instructions(count) => {
-                format!("no snapshot was taken: the run ended before the guest had executed {count} instructions")
-            }
-        })
     }
 }

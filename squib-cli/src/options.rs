@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use squib_host::{ClockMode, ConsoleConfig, ConsoleInput, DiskConfig, SaveTarget};
+use squib_host::{ClockMode, ConsoleConfig, ConsoleInput, DiskConfig, SaveTarget, Watch};
 
-use crate::drive::{Moment, Plan, SnapshotPlan};
 use crate::error::{Error, Result};
 use crate::report::Console;
 
@@ -31,12 +30,12 @@ impl From<Clock> for ClockMode {
 
 impl Clock {
     /// The console of a guest under this clock. Typed input would make a deterministic run something else each time.
-    pub fn console(self, plan: &Plan) -> ConsoleConfig {
+    pub fn console(self, watches: Vec<Watch>) -> ConsoleConfig {
         let input = match self {
             Clock::Host => ConsoleInput::Stdin,
             Clock::Deterministic => ConsoleInput::None,
         };
-        ConsoleConfig { output: Box::new(Console::default()), input, watches: plan.watches() }
+        ConsoleConfig { output: Box::new(Console::default()), input, watches }
     }
 }
 
@@ -48,6 +47,38 @@ pub enum Then {
     Exit,
     /// Let the guest go on here
     Continue,
+}
+
+/// The moment of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The guest has printed this text.
+    Text(String),
+    /// The guest has executed so many instructions, counted from the start of this process's run.
+    Instructions(u64),
+}
+
+/// A snapshot to take on the way.
+#[derive(Clone, Debug)]
+pub struct SnapshotPlan {
+    /// When.
+    pub moment: Moment,
+    /// Where to.
+    pub target: SaveTarget,
+    /// And afterwards.
+    pub then: Then,
+}
+
+impl SnapshotPlan {
+    /// The run is over, and the moment has not come.
+    pub fn missed(&self) -> Error {
+        Error::Message(match &self.moment {
+            Moment::Text(text) => format!("no snapshot was taken: the run ended before the guest printed '{text}'"),
+            Moment::Instructions(count) => {
+                format!("no snapshot was taken: the run ended before the guest had executed {count} instructions")
+            }
+        })
+    }
 }
 
 /// When to take a snapshot, and what then.

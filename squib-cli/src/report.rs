@@ -173,7 +173,7 @@ impl Report {
         self.json(|| json!({"event": "end", "reason": end.name(), "instructions": instructions}));
         match end {
             End::TimedOut(timeout) if !matches!(self, Report::Json) => {
-                eprintln!("squib: timed out after {}", HumanDuration(timeout));
+                eprintln!("squib: timed out after {}", millis(timeout));
             }
             End::Reset if !matches!(self, Report::Json) => {
                 eprintln!(

@@ -113,13 +113,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present_any = ["backend_path", "chain"])]
     memory_file: Option<PathBuf>,
     /// A diff on top of that snapshot; again for the next one, oldest first
-    #[arg(long = "diff", value_name = "STATE[,MEMORY]", value_parser = files, requires = "state")]
+    #[arg(long = "diff", value_name = "STATE[,MEMORY]", value_parser = files, requires = "state", conflicts_with = "chain")]
     diffs: Vec<Files>,
     /// A chain in place of single files: what --snapshot-every wrote. With --snapshot-every it is continued
     #[arg(long, value_name = "DIR", conflicts_with_all = ["state", "memory_file"])]
     chain: Option<PathBuf>,
     /// Which link of the chain [default: the last]
-    #[arg(long, value_name = "N", requires = "chain")]
+    #[arg(long, value_name = "N", requires = "chain", conflicts_with = "state")]
     at: Option<usize>,
     /// How RAM arrives
     #[arg(long, value_enum, default_value_t)]
@@ -141,7 +141,12 @@ pub struct Args {
     #[command(flatten)]
     track: TrackArgs,
     /// Begin a new chain in DIR with --snapshot-every, and leave the one restored from as it is
-    #[arg(long, value_name = "DIR", requires = "snapshot_every")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "snapshot_every",
+        conflicts_with_all = ["snapshot_on", "snapshot_after_instructions"]
+    )]
     chain_out: Option<PathBuf>,
     /// What drives the guest's clock from here on
     #[arg(long, value_enum, default_value_t)]
@@ -202,7 +207,7 @@ pub fn main(args: Args) -> Result<Exit> {
     config.disks = args.disks.into_iter().map(Some).collect();
     config.clock = args.clock.into();
     (config.track_dirty_pages, config.dirty_granule) = args.track.tracking();
-    config.console = args.clock.console(&plan);
+    config.console = args.clock.console(plan.watches());
     let interrupts = Interrupts::catch()?;
     let machine = Machine::restore(config)?;
     plan.drive(machine, started, interrupts)

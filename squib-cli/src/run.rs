@@ -50,7 +50,12 @@ pub struct Args {
     #[command(flatten)]
     track: TrackArgs,
     /// The directory of the chain that --snapshot-every writes: DIR/0000.state, DIR/0000.mem, DIR/0001.state and so on
-    #[arg(long, value_name = "DIR", requires = "snapshot_every")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "snapshot_every",
+        conflicts_with_all = ["snapshot_on", "snapshot_after_instructions"]
+    )]
     chain: Option<PathBuf>,
     /// What drives the guest's clock
     #[arg(long, value_enum, default_value_t)]
@@ -85,7 +90,7 @@ pub fn main(args: Args) -> Result<Exit> {
         track_dirty_pages,
         dirty_granule,
         clock: args.clock.into(),
-        console: args.clock.console(&plan),
+        console: args.clock.console(plan.watches()),
     })?;
     plan.drive(machine, started, interrupts)
 }

@@ -46,6 +46,13 @@ fn options_that_do_not_go_together_are_2() {
     expect(&["restore", "--state", "s", "--memory-file", "m", "--fault-around", "0"], 2, &["--fault-around"]);
     let restore = ["restore", "--state", "s", "--memory-file", "m", "--snapshot-on", "x"];
     expect(&restore, 2, &["--state-out", "--memory-out"]);
+    // What another option would make meaningless is not passed over.
+    for option in [["--at", "1"], ["--chain-out", "c"]] {
+        expect(&[&restore[..], &["--state-out", "t", "--memory-out", "n"], &option].concat(), 2, &[option[0]]);
+    }
+    expect(&["restore", "--chain", "c", "--diff", "d.state"], 2, &["--diff"]);
+    let run = ["run", "--kernel", "k", "--snapshot-on", "x", "--state", "s", "--memory-file", "m"];
+    expect(&[&run[..], &["--chain", "c"]].concat(), 2, &["--chain"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use squib_snapshot::{SnapshotError, SnapshotId, StateFile, WorkingSet};
 
 use super::Monitor;
 use crate::config::RestoreConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::GRANULE;
 
 /// The file that holds the working set of one snapshot, whether or not it is there.
@@ -29,7 +29,7 @@ impl WorkingSetFile {
     /// Those of opening the state file.
     pub fn new(config: &RestoreConfig, path: Option<PathBuf>) -> Result<WorkingSetFile> {
         let newest = config.diffs.last().map_or(&config.state, |diff| &diff.state);
-        let state = StateFile::open(newest)?;
+        let state = StateFile::open(newest).map_err(|e| Error::of_file(newest, e))?;
         let path = path.unwrap_or_else(|| WorkingSet::path_for(newest));
         Ok(WorkingSetFile { path, identity: state.identity(), ram_size: state.state().vm_info.mem_size_mib << 20 })
     }
