@@ -34,7 +34,9 @@
 //! * **Zeros** of a full image become holes; [`MemoryWriter::write_full`] wrote them. The content is the same.
 //! * **A page size of 0** never came to an end; it is [`SnapshotError::InvalidPath`].
 //! * **Errors before files.** A diff without a bitmap, or with one of another geometry, is refused before any file is written.
-//! * **Adaptive tracking** lost marks that came during a step-down; none is lost now.
+//! * **Adaptive tracking** lost marks that came during a step-down; none is lost now. A geometry whose pages are no finer than its
+//!   blocks stays coarse, and an address past the end of RAM counts as no fault.
+//! * **A bare file name** (`vm.snap`) is in the current directory; it was [`SnapshotError::Io`].
 //! * **`describe` reads at most the size limit**, and neither it nor `load` opens devices or pipes.
 //! * **Versions before data.** A file of a newer version is [`SnapshotError::VersionMismatch`] whatever its data; it was
 //!   [`SnapshotError::Bitcode`] if they could not be decoded. [`SNAPSHOT_VERSION`] is what [`Snapshot`] reads and writes;

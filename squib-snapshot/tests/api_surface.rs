@@ -16,6 +16,43 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use squib_snapshot as s;
 
+/// Every item is at the root of the crate, and in the module that it belongs to.
+mod both_places {
+    macro_rules! places {
+        ($($module:ident { $($name:ident)* })*) => {
+            $(mod $module {
+                #[allow(unused_imports)] // That they can be imported is the test.
+                use squib_snapshot::{$($name,)*};
+                mod inside {
+                    #[allow(unused_imports)]
+                    use squib_snapshot::$module::{$($name,)*};
+                }
+            })*
+        };
+    }
+    places! {
+        error { SnapshotError Result }
+        atomic { TEMP_SUFFIX check_same_filesystem derive_temp_path UnlinkOnDrop AtomicWriter }
+        dirty {
+            DEFAULT_STEP_DOWN_THRESHOLD ADAPTIVE_WINDOW TrackingGranule DirtyBitmap AdaptiveController TrackedRegion
+        }
+        envelope {
+            SNAPSHOT_MAGIC_AARCH64 SNAPSHOT_VERSION SNAPSHOT_DESERIALIZATION_BYTES_LIMIT arch_magic SnapshotHdr Snapshot
+            Crc64Writer
+        }
+        state {
+            GpRegs FpSimdRegs PsciVcpuState VcpuState GicState MmdsState VmInfo DeviceState DeviceStates MicrovmState
+        }
+        memory { MemorySnapshotKind PageReader VecPageReader MemoryWriter }
+        save { SnapshotKind SaveRequest SaveReport save }
+        load { LoadedSnapshot load SnapshotDescription describe }
+        vcpu_save {
+            VcpuSnapshotSource VcpuRestoreTarget GicSnapshotSource GicRestoreTarget MmdsSnapshotSource MmdsRestoreTarget
+            capture_vcpu_state restore_vcpu_state normalized_psci_state
+        }
+    }
+}
+
 type R<T> = Result<T, s::SnapshotError>;
 
 fn debug<T: Debug>() {}

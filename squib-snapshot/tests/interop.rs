@@ -18,5 +18,5 @@ fn interoperates_with_the_published_crate() {
         .expect("cargo starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    assert!(out.contains("test result: ok. 5 passed"), "{out}\n{err}");
+    assert!(out.contains("test result: ok. 6 passed"), "{out}\n{err}");
 }

@@ -84,6 +84,34 @@ fn pair(dir: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
 }
 
 #[test]
+fn diffs_of_both_are_the_same_files() {
+    macro_rules! diff {
+        ($krate:ident, $dir:expr) => {{
+            let (state_path, memory_path) = pair($dir);
+            let dirty = $krate::DirtyBitmap::new(0x8000_0000, 65536, 16384).unwrap();
+            dirty.set_dirty(0x8000_4001);
+            let saved = $krate::save($krate::SaveRequest {
+                state_path: &state_path,
+                memory_path: &memory_path,
+                kind: $krate::SnapshotKind::Diff,
+                state: sample!($krate),
+                memory: &$krate::VecPageReader::new((0..65536u32).map(|i| (i / 256) as u8).collect()),
+                ram_size: 65536,
+                memory_page_size: 4096,
+                dirty: Some(&dirty),
+            })
+            .unwrap();
+            let files = [&state_path, &memory_path].map(|path| std::fs::read(path).unwrap());
+            (files, saved.pages_written, dirty.drain(), ours::load(&state_path).unwrap().state)
+        }};
+    }
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (ours, published) = (diff!(ours, here.path()), diff!(published, there.path()));
+    assert_eq!((ours.1, &ours.2), (4, &vec![1]));
+    assert!(ours == published);
+}
+
+#[test]
 fn pairs_saved_by_one_load_in_the_other() {
     let ram: Vec<u8> = (0..65536u32).map(|i| (i / 4096) as u8).collect();
     let dir = tempfile::tempdir().unwrap();
