@@ -51,8 +51,8 @@ pub fn find(name: &str) -> Result<Guest> {
         "minimal" => "make minimal-kernel",
         _ => "make guest",
     };
-    let directory =
-        directory().ok_or_else(|| Error::Message("neither SQUIB_GUEST_CACHE nor HOME is set".into()))?.join(name);
+    let nowhere = "neither SQUIB_GUEST_CACHE nor HOME is set, so no guest can be looked for: set one, or name files with --kernel and --initrd";
+    let directory = directory().ok_or_else(|| Error::Message(nowhere.into()))?.join(name);
     let guest = Guest { kernel: directory.join("Image"), initrd: directory.join("initramfs.cpio") };
     match guest.kernel.is_file() && guest.initrd.is_file() {
         true => Ok(guest),

@@ -137,6 +137,20 @@ fn as_many_disks_as_there_are_slots() {
     fixture.fails(&run(32), 1, &["32 disks: at most 31 fit"]);
 }
 
+#[test]
+fn a_restore_without_its_disk_is_told_how_to_name_another() {
+    let fixture = Fixture::new();
+    let run = "run --kernel kernel --memory 16 --disk disk --clock deterministic --snapshot-after-instructions 9";
+    let files = "--state vm.state --memory-file vm.mem";
+    let output = fixture.command(&format!("{run} {files}")).output().expect("the program starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let file = |name: &str| fixture.directory.path().join(name);
+    fs::rename(file("disk"), file("copy")).expect("renamed");
+    fixture.fails(&format!("restore {files}"), 1, &["/disk, which is not there", "--disk"]);
+    let there = fixture.command(&format!("restore {files} --disk copy --timeout 0.1")).output().expect("it starts");
+    assert_eq!(there.status.code(), Some(124), "{}", String::from_utf8_lossy(&there.stderr));
+}
+
 /// Said before the guest runs: none of these texts ever comes.
 #[test]
 fn places_where_no_snapshot_can_go() {

@@ -107,4 +107,8 @@ fn a_missing_guest_says_how_to_get_one() {
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("make guest"), "{stderr}");
     }
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_squib")).arg("demo").env_clear().output().expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("--kernel and --initrd"), "{stderr}");
 }

@@ -143,6 +143,12 @@ fn disks(state: &MicrovmState, config: &RestoreConfig) -> Result<Vec<Disk>> {
     let disk = |(n, device): (usize, &&DeviceState)| {
         let record = DiskRecord::decode(&saved::backend_state(&device.kind, &device.blob)?)?;
         let named: Option<PathBuf> = config.disks.get(n).cloned().flatten();
+        if named.is_none() && !record.path.exists() {
+            let path = record.path.display();
+            return Err(Error::Config(format!(
+                "its machine has the disk {path}, which is not there: name a copy made at the time of the snapshot with --disk"
+            )));
+        }
         Ok(Disk { overridden: named.is_some(), path: named.unwrap_or(record.path), read_only: record.read_only })
     };
     saved.iter().enumerate().map(disk).collect()

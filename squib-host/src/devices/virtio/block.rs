@@ -71,7 +71,8 @@ impl Block {
     /// Opens and locks an image.
     pub fn open(path: &Path, read_only: bool, serial: String, overridden: bool) -> Result<Block> {
         let failed = |action| move |source| Error::File { action, path: path.into(), source };
-        let file = files::open(File::options().read(true).write(!read_only), "open the disk", path)?;
+        let file = files::open(File::options().read(true).write(!read_only), "open the disk", path)
+            .map_err(|error| if read_only { error } else { writing_hint(error) })?;
         let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
         match locked {
             Ok(()) => {}
@@ -162,6 +163,20 @@ impl Block {
             self.write_from(sector, (sectors * SECTOR) as usize, &mut io::repeat(0))?;
         }
         Ok(())
+    }
+}
+
+/// Says what else can be done with an image that must not be written to.
+fn writing_hint(error: Error) -> Error {
+    match error {
+        Error::File { action, path, source }
+            if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+        {
+            let text =
+                format!("{source}; a disk that the guest only reads is attached read-only (`,ro` after its name)");
+            Error::File { action, path, source: io::Error::new(source.kind(), text) }
+        }
+        other => other,
     }
 }
 
