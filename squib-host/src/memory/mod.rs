@@ -45,6 +45,8 @@ use crate::pager::{Net, PageStates, Pager, Registration};
 /// Granule of stage-2 mappings and of everything that follows from them.
 pub const GRANULE: u64 = 16 << 10;
 
+const PAGER_GONE: &str = "guest memory is absent and its pager is gone";
+
 /// Guest memory as device code sees it, on the thread that asked for it.
 pub type GuestMemory = GuestRegionCollection<RamRegion>;
 
@@ -175,6 +177,12 @@ impl GuestRam {
         lazy.pager.get().and_then(Weak::upgrade)
     }
 
+    /// Whether no page of a range is absent, or the range is not inside RAM.
+    fn is_here(&self, offset: u64, len: u64) -> bool {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.size());
+        !inside || self.lazy.as_ref().is_none_or(|lazy| lazy.states.all_present(offset, len))
+    }
+
     /// Makes a range of the guest view accessible to this process. Its bytes must be complete. For the pager.
     pub fn open(&self, offset: u64, len: u64) -> io::Result<()> {
         #[cfg(test)]
@@ -204,7 +212,7 @@ impl GuestRam {
             Some(pager) => pager.make_present(offset, len),
             // The last page may have come in this very moment.
             None if lazy.states.missing() == 0 => return Ok(()),
-            None => Err(io::Error::other("guest memory is absent and its pager is gone")),
+            None => Err(io::Error::other(PAGER_GONE)),
         };
         result.inspect_err(|_| {
             lazy.failures.fetch_add(1, Ordering::AcqRel);
@@ -323,19 +331,21 @@ impl GuestMemoryRegion for RamRegion {
     }
 }
 
-/// The snapshot writer reads RAM through the fill view, and what is absent from its source.
+/// The snapshot writer reads RAM through the fill view, and what is absent from its source. Without its pager what is absent cannot
+/// be had: in the fill view it is zero.
 impl squib_snapshot::PageReader for GuestRam {
     fn read_at(&self, offset_from_ram_start: u64, buf: &mut [u8]) -> io::Result<()> {
         match self.pager() {
             Some(pager) => pager.read(offset_from_ram_start, buf),
-            None => self.read_fill(offset_from_ram_start, buf),
+            None if self.is_here(offset_from_ram_start, buf.len() as u64) => self.read_fill(offset_from_ram_start, buf),
+            None => Err(io::Error::other(PAGER_GONE)),
         }
     }
 
     fn is_known_zero(&self, offset_from_ram_start: u64, len: u64) -> bool {
         match self.pager() {
             Some(pager) => pager.is_known_zero(offset_from_ram_start, len),
-            None => self.is_hole(offset_from_ram_start, len),
+            None => self.is_here(offset_from_ram_start, len) && self.is_hole(offset_from_ram_start, len),
         }
     }
 }

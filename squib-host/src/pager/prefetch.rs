@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::observe::{StreamEvent, StreamObserver};
 use super::resolver::Pager;
 use super::source::{Origin, SourceError};
-use super::state::{ABSENT, FILLED, PageStates};
+use super::state::{ABSENT, FILLED, FILLING, PageStates};
 use crate::error::{Error, Result};
 use crate::memory::GRANULE;
 
@@ -83,7 +83,21 @@ impl Run {
         for range in first.iter().map(clip).chain([whole]) {
             self.bring(PageStates::pages(range.start, range.end.saturating_sub(range.start)));
         }
+        while let Some(page) = self.left_behind() {
+            self.bring(page..self.pager.states().count());
+        }
         self.sweep();
+    }
+
+    /// The first page that is absent. One that a fault was at when we passed is, if its source was away then.
+    fn left_behind(&self) -> Option<u64> {
+        let states = self.pager.states();
+        (0..states.count()).take_while(|_| !self.stopped()).find(|&page| {
+            if states.get(page) == FILLING {
+                states.wait(page);
+            }
+            states.get(page) == ABSENT
+        })
     }
 
     /// Tells the source what comes first: files are checked by blocks of 2 MiB, and the system can fetch several at a time.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use squib_snapshot::PageReader;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::state::{ABSENT, Claim};
 use super::testing::{BASE, LazyRam, TestSource};
 use super::{Brought, Cause, Prefetcher, StreamEvent, StreamObserver};
 use crate::error::Error;
@@ -144,6 +145,25 @@ fn a_snapshot_of_absent_ram_is_right_and_leaves_it_absent() {
     assert_eq!(lazy.pager.stats().pages_missing, missing);
 }
 
+/// A machine that ends with a snapshot under way: what is here can still be read, and what is absent is never zero.
+#[test]
+fn without_its_pager_absent_ram_is_an_error() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let (ram, memory) = (&lazy.ram, lazy.ram.guest_memory().unwrap());
+    assert_eq!(page_of(&memory, 5), expected(&lazy.source, 5));
+    drop(lazy.pager);
+    let mut page = vec![0; GRANULE as usize];
+    ram.read_at(5 * GRANULE, &mut page).unwrap();
+    assert_eq!(page, expected(&lazy.source, 5));
+    for absent in [4, 3] {
+        let error = ram.read_at(absent * GRANULE, &mut page).unwrap_err().to_string();
+        assert!(error.contains("its pager is gone"), "{error}");
+        assert!(!ram.is_known_zero(absent * GRANULE, GRANULE), "page {absent}");
+    }
+    assert!(memory.read_obj::<u8>(GuestAddress(BASE)).is_err());
+    assert!(ram.read_at(PAGES * GRANULE, &mut page).is_err(), "beyond the end of RAM");
+}
+
 #[test]
 fn a_damaged_page_is_an_error_every_time_and_asked_for_once() {
     let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
@@ -224,6 +244,20 @@ fn streaming_ends_with_an_ordinary_ram() {
     let mut bytes = vec![0; 64 * GRANULE as usize];
     lazy.ram.read_at(0, &mut bytes).unwrap();
     assert!(bytes == lazy.source.bytes());
+}
+
+/// The prefetcher passes a page that a fault is at, whose source then turns out to be away: it comes back for it.
+#[test]
+fn a_page_that_a_fault_could_not_have_is_streamed_all_the_same() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    assert_eq!(lazy.pager.states().claim(100), Claim::Fill);
+    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), None, |_| Vec::new()).unwrap();
+    wait("the others arrive", || lazy.pager.stats().pages_here() == PAGES - 1);
+    lazy.pager.states().release(100, ABSENT);
+    wait("all arrives", || lazy.pager.is_done());
+    drop(prefetcher);
+    assert_eq!(page_of(&lazy.ram.guest_memory().unwrap(), 100), expected(&lazy.source, 100));
+    assert_eq!(lazy.pager.stats().pages_prefetched, PAGES);
 }
 
 /// Where the system has no mapping left to split the guest view once more, whole blocks are opened.
