@@ -43,7 +43,9 @@ pub fn connect(path: PathBuf, state: &Path, diffs: &[PathBuf], timeout: Duration
     let open = |path: &Path| StateFile::open(path).about(path);
     let links = [Ok(open(state)?)].into_iter().chain(diffs.iter().map(|diff| open(diff)));
     let states = ChainStates::from_states(links.collect::<Result<_>>()?).about(state)?;
-    let config = RemoteConfig { patience: PATIENCE.min(timeout), ..RemoteConfig::new(path) };
+    let config = RemoteConfig::new(path);
+    let answer_timeout = config.answer_timeout.min(timeout);
+    let config = RemoteConfig { patience: PATIENCE.min(timeout), answer_timeout, ..config };
     let source = Arc::new(RemoteSource::connect(config, states).map_err(|e| Error::Message(e.to_string()))?);
     let server = Server { source: Arc::downgrade(&source), timeout, away: None };
     Ok((RestoreBackend::Source(source), server))

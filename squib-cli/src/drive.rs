@@ -39,6 +39,8 @@ pub struct Plan {
     timeout: Option<Duration>,
     report: Report,
     pager_stats: bool,
+    /// Memory streams in behind the guest, and somebody may want to see how far it is.
+    streams: bool,
     server: Option<Server>,
     streaming: Streaming,
     working_set: Option<WorkingSetFile>,
@@ -57,6 +59,7 @@ impl Plan {
             streaming: Streaming::new(report.clone()),
             report,
             pager_stats: false,
+            streams: false,
             server: None,
             working_set: None,
             chain: None,
@@ -71,6 +74,11 @@ impl Plan {
     /// Says at the end what the pager did, if the machine has one.
     pub fn with_pager_stats(self, pager_stats: bool) -> Self {
         Plan { pager_stats, ..self }
+    }
+
+    /// Shows a person how much of memory has streamed in, if that is what it does.
+    pub fn with_streaming(self, streams: bool) -> Self {
+        Plan { streams: streams && !matches!(self.report, Report::Json), ..self }
     }
 
     /// Waits for this page server when it is away.
@@ -160,7 +168,7 @@ impl Plan {
         interrupts: &Interrupts,
     ) -> Result<(End, Exit)> {
         let deadline = self.timeout.map(|timeout| (timeout, started + timeout));
-        let _bar = machine.pager().and_then(StreamBar::start);
+        let _bar = machine.pager().filter(|_| self.streams).and_then(StreamBar::start);
         loop {
             let wake = deadline.map(|(_, at)| at).into_iter().chain(chain.as_ref().map(GrowingChain::wake)).min();
             let left = wake.map(|at| at.saturating_duration_since(Instant::now()));

@@ -1,7 +1,7 @@
 //! `squib restore`: brings a snapshot back, in this new process.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -32,6 +32,10 @@ One snapshot can be restored any number of times, at the same time too: its file
 may write to are the exception: give each restore its own copy with --disk.
 
 The guest's time goes on where it stopped. The host's is in its real-time clock (hwclock -s) and in /dev/ptp0 (chrony).";
+
+/// How long a page server may be away if nobody says otherwise.
+const BACKEND_TIMEOUT: Duration = Duration::from_secs(60);
+const NO_SOCKET: &str = "--backend uffd needs the socket of a page server: --backend-path";
 
 /// How RAM arrives.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -72,10 +76,9 @@ struct LazyArgs {
     /// Where the working set is [default: beside the state file, STATE.working-set]
     #[arg(long, value_name = "FILE")]
     working_set_file: Option<PathBuf>,
-    /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file, uffd)
-    #[arg(long, value_name = "PAGES", default_value_t = PagerConfig::default().fault_around,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    fault_around: u32,
+    /// How many neighbouring pages of 16 KiB one access may bring along where they cost nothing (--backend file, uffd) [default: 8]
+    #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u32).range(1..))]
+    fault_around: Option<u32>,
 }
 
 impl LazyArgs {
@@ -94,9 +97,11 @@ impl LazyArgs {
         };
         let first = match &file {
             Some(file) if stream => recorded(file, plan),
-            _ => Vec::new(),
+            Some(file) => check_writable(file.path()).map(|()| Vec::new())?,
+            None => Vec::new(),
         };
-        let fault_around = if record { 1 } else { self.fault_around };
+        let fault_around =
+            if record { 1 } else { self.fault_around.unwrap_or_else(|| PagerConfig::default().fault_around) };
         let pager = PagerConfig { stream, fault_around, first, observer: Some(plan.observer()) };
         Ok((pager, file.filter(|_| record)))
     }
@@ -110,7 +115,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present = "chain")]
     state: Option<PathBuf>,
     /// The snapshot's memory file; a page server has it for --backend uffd
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["backend_path", "chain"])]
+    #[arg(long, value_name = "FILE")]
     memory_file: Option<PathBuf>,
     /// A diff on top of that snapshot; again for the next one, oldest first
     #[arg(long = "diff", value_name = "STATE[,MEMORY]", value_parser = files, requires = "state", conflicts_with = "chain")]
@@ -127,9 +132,9 @@ pub struct Args {
     /// The socket of the page server (--backend uffd); see squib page-server
     #[arg(long, value_name = "SOCKET")]
     backend_path: Option<PathBuf>,
-    /// How long the page server may be away: the guest stands still and goes on when it is back (--backend uffd)
-    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "60")]
-    backend_timeout: Duration,
+    /// How long the page server may be away: the guest stands still and goes on when it is back (--backend uffd) [default: 60]
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    backend_timeout: Option<Duration>,
     #[command(flatten)]
     lazy: LazyArgs,
     /// Say at the end what the pager did, on standard error (--backend file, uffd)
@@ -166,17 +171,12 @@ pub struct Args {
 /// Runs the command.
 pub fn main(args: Args) -> Result<Exit> {
     let started = Instant::now();
+    let lazy = matches!(args.backend, Backend::File | Backend::Uffd);
+    check(&args, lazy)?;
     let files = (args.state_out, args.memory_out);
     let plan = Plan::new(args.snapshot.plan(files, ("--state-out", "--memory-out"), args.clock)?, args.end)
         .with_pager_stats(args.stats)
         .with_chain(args.track.plan(args.chain_out.or_else(|| args.chain.clone()))?);
-    let lazy = matches!(args.backend, Backend::File | Backend::Uffd);
-    if let (false, Some(option)) =
-        (lazy, args.lazy.no_stream.then_some("--no-stream").or(args.stats.then_some("--stats")))
-    {
-        let text = format!("{option} is about memory that arrives on demand: it goes with --backend file or uffd");
-        return Err(Error::Usage(text));
-    }
     let mut config = match (args.chain, args.state) {
         (Some(dir), _) => ChainDir::open(dir)?.restore_config(args.at)?,
         (None, Some(state)) => RestoreConfig::new(state, args.memory_file.unwrap_or_default()),
@@ -191,19 +191,18 @@ pub fn main(args: Args) -> Result<Exit> {
         (Backend::File, None) => (RestoreBackend::File, None),
         (Backend::Uffd, Some(path)) => {
             let diffs: Vec<_> = config.diffs.iter().map(|diff| diff.state.clone()).collect();
-            let (backend, server) = backend::connect(path, &config.state, &diffs, args.backend_timeout)?;
+            let timeout = args.backend_timeout.unwrap_or(BACKEND_TIMEOUT);
+            let (backend, server) = backend::connect(path, &config.state, &diffs, timeout)?;
             (backend, Some(server))
         }
-        (Backend::Uffd, None) => {
-            return Err(Error::Usage("--backend uffd needs the socket of a page server: --backend-path".into()));
-        }
+        (Backend::Uffd, None) => return Err(Error::Usage(NO_SOCKET.into())),
         (_, Some(_)) => return Err(Error::Usage("--backend-path goes with --backend uffd".into())),
     };
     let plan = plan.with_server(server);
     config.backend = backend;
     let (pager, working_set) = args.lazy.pager(&config, lazy, &plan)?;
+    let plan = plan.recording(working_set).with_streaming(pager.stream);
     config.pager = pager;
-    let plan = plan.recording(working_set);
     config.disks = args.disks.into_iter().map(Some).collect();
     config.clock = args.clock.into();
     (config.track_dirty_pages, config.dirty_granule) = args.track.tracking();
@@ -211,6 +210,46 @@ pub fn main(args: Args) -> Result<Exit> {
     let interrupts = Interrupts::catch()?;
     let machine = Machine::restore(config)?;
     plan.drive(machine, started, interrupts)
+}
+
+/// Refuses options that would do nothing, and a restore that lacks its memory.
+fn check(args: &Args, lazy: bool) -> Result<()> {
+    let usage = |text: String| Err(Error::Usage(text));
+    let on_demand = [
+        (args.lazy.no_stream, "--no-stream"),
+        (args.lazy.fault_around.is_some(), "--fault-around"),
+        (args.stats, "--stats"),
+    ];
+    if let (false, Some((_, option))) = (lazy, on_demand.iter().find(|(given, _)| *given)) {
+        return usage(format!("{option} is about memory that arrives on demand: it goes with --backend file or uffd"));
+    }
+    let uffd = matches!(args.backend, Backend::Uffd);
+    if !uffd && args.backend_timeout.is_some() {
+        return usage("--backend-timeout is about a page server: it goes with --backend uffd".into());
+    }
+    if args.at.is_some() && args.chain.is_none() {
+        return usage("--at is the number of a link of a chain: it goes with --chain".into());
+    }
+    if args.chain.is_none() && args.memory_file.is_none() {
+        return match (uffd, &args.backend_path) {
+            (true, Some(_)) => Ok(()),
+            (true, None) => usage(NO_SOCKET.into()),
+            (false, Some(_)) => usage("--backend-path goes with --backend uffd".into()),
+            (false, None) => usage("where is the memory of this snapshot? Give --memory-file".into()),
+        };
+    }
+    Ok(())
+}
+
+/// Finds the likeliest mistakes before the run whose end they would spoil.
+fn check_writable(file: &Path) -> Result<()> {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let text = match (directory.is_dir(), file.is_dir()) {
+        (true, false) => return Ok(()),
+        (true, true) => "it is a directory".into(),
+        (false, _) => format!("there is no directory {}", directory.display()),
+    };
+    Err(Error::Message(format!("the working set cannot be written to {}: {text}", file.display())))
 }
 
 /// What the working set says is to be brought first. One that cannot be used is told, and the restore goes on without it.

@@ -30,6 +30,8 @@ fn wrong_usage_is_2() {
     let uffd = ["restore", "--state", "s", "--memory-file", "m", "--backend", "uffd"];
     expect(&uffd, 2, &["--backend-path"]);
     expect(&["restore", "--state", "s", "--backend-path", "p"], 2, &["--backend uffd"]);
+    expect(&["restore", "--state", "s", "--backend", "uffd"], 2, &["--backend-path"]);
+    expect(&["restore", "--state", "s", "--memory-file", "m", "--at", "3"], 2, &["--at", "--chain"]);
     expect(&["page-server", "--memory-file", "m", "--diff", "d.state", "--listen", "s"], 2, &["--state"]);
 }
 
@@ -43,7 +45,11 @@ fn options_that_do_not_go_together_are_2() {
     for option in ["--stats", "--no-stream"] {
         expect(&["restore", "--state", "s", "--memory-file", "m", option], 2, &[option, "--backend file or uffd"]);
     }
+    let around = ["restore", "--state", "s", "--memory-file", "m", "--fault-around", "4"];
+    expect(&around, 2, &["--fault-around", "--backend file or uffd"]);
     expect(&["restore", "--state", "s", "--memory-file", "m", "--fault-around", "0"], 2, &["--fault-around"]);
+    let timeout = ["restore", "--state", "s", "--memory-file", "m", "--backend", "file", "--backend-timeout", "5"];
+    expect(&timeout, 2, &["--backend-timeout", "--backend uffd"]);
     let restore = ["restore", "--state", "s", "--memory-file", "m", "--snapshot-on", "x"];
     expect(&restore, 2, &["--state-out", "--memory-out"]);
     // What another option would make meaningless is not passed over.

@@ -215,15 +215,26 @@ fn damage_that_only_streaming_meets_is_told_while_the_guest_runs_on() {
     // A checksum covers 128 pages: streaming may not have come to the last of them.
     assert!((1..=128).contains(&number(&pager["pages"]["lost"])), "{pager}");
     assert_eq!(restore.end().0, Some(1));
+
+    // A snapshot needs all of memory: it is not written, and the guest runs on.
+    let to = Snapshot::new(&directory, "to");
+    let restore = Squib::restore(&snapshot).option("--backend", "file").arg("--no-stream");
+    let restore = restore.option("--snapshot-on", "got").option("--then", "continue");
+    let mut restore = restore.option("--state-out", &to.state).option("--memory-out", &to.memory).watched();
+    restore.type_line("hello");
+    let message = restore.message("was not written");
+    assert!(message.contains("the guest runs on") && message.contains("first.mem"), "{message}");
+    let error = restore.message("squib: error: ");
+    assert!(error.contains("ended without its snapshot") && error.contains("is lost"), "{error}");
+    let (code, console) = restore.end();
+    assert!(code == Some(1) && console.contains("got hello"), "{console}");
+    assert!(!to.state.exists() && !to.memory.exists());
 }
 
-/// Standard error is a terminal, standard output is not: a bar shows how much has come, and is gone at the end.
-#[test]
-fn a_bar_is_drawn_while_memory_streams_in() {
+/// What a restore with a terminal for standard error, and for nothing else, writes to it.
+fn on_a_terminal(snapshot: &Snapshot, options: &[&str]) -> String {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use std::io::Read;
-    let directory = directory();
-    let (snapshot, _) = frozen(&directory, 1);
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
     grantpt(&terminal).expect("granted");
     unlockpt(&terminal).expect("unlocked");
@@ -231,7 +242,7 @@ fn a_bar_is_drawn_while_memory_streams_in() {
     let stderr = fs::File::options().read(true).write(true).open(name).expect("the other end");
     let mut restore = std::process::Command::new(squib_tests::program());
     restore.arg("restore").arg("--state").arg(&snapshot.state).arg("--memory-file").arg(&snapshot.memory);
-    restore.args(["--backend", "file", "--timeout", "200"]).env("TERM", "xterm").stderr(stderr);
+    restore.args(["--backend", "file", "--timeout", "200"]).args(options).env("TERM", "xterm").stderr(stderr);
     restore.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     let mut child = restore.spawn().expect("the program starts");
     // Ours is the last hold on the other end but the child's.
@@ -243,10 +254,22 @@ fn a_bar_is_drawn_while_memory_streams_in() {
         drawn.extend(&part[..length]);
     }
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
-    let drawn = String::from_utf8_lossy(&drawn);
+    String::from_utf8_lossy(&drawn).into_owned()
+}
+
+/// Standard error is a terminal, standard output is not: a bar shows how much has come, and is gone at the end. There is none where
+/// nothing streams, and none between lines of JSON.
+#[test]
+fn a_bar_is_drawn_while_memory_streams_in() {
+    let directory = directory();
+    let (snapshot, _) = frozen(&directory, 1);
+    let drawn = on_a_terminal(&snapshot, &[]);
     assert!(drawn.contains("streaming ") && drawn.contains(" of 256.00 MiB"), "{drawn:?}");
     let (_, after) = drawn.rsplit_once("of 256.00 MiB").expect("drawn");
     assert!(after.contains("\u{1b}[2K") || after.contains("\u{1b}[K"), "the line is cleared: {after:?}");
+    assert_eq!(on_a_terminal(&snapshot, &["--no-stream"]), "");
+    let lines = on_a_terminal(&snapshot, &["--json"]);
+    assert!(lines.lines().all(|line| serde_json::from_str::<Value>(line.trim_end()).is_ok()), "{lines:?}");
 }
 
 /// What one run needed is recorded and brought first by the next. A file that is damaged, or of another snapshot, is told and left alone.
@@ -305,6 +328,13 @@ fn a_working_set_is_recorded_and_used_and_never_fatal() {
     assert!(!after.stderr.contains("ignored"), "{after:?}");
     let after = lazily(&snapshot).option("--working-set", "ignore").outcome().expect(0);
     assert!(!after.stderr.contains("ignored"), "{after:?}");
+    // Where it cannot be written is known before the run, not after it.
+    for (name, words) in [("none/set", "there is no directory"), ("", "it is a directory")] {
+        let record = lazily(&snapshot).option("--working-set", "record");
+        let record = record.option("--working-set-file", directory.path().join(name));
+        let refused = record.outcome().expect_error(&["working set cannot be written", words]);
+        assert!(refused.console.is_empty(), "{refused:?}");
+    }
     let refused = Squib::restore(&snapshot).option("--working-set", "record").outcome().expect(2);
     assert!(refused.stderr.contains("--backend file or uffd"), "{refused:?}");
 }
