@@ -10,7 +10,12 @@
 //!   works on the host's own address, and a host that changes that mapping while the guest uses it is on its own.
 //! * macOS: `mach_vm_remap` without copy shares any object, private ones too.
 
+mod shown;
+
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+pub use shown::Shown;
 
 use crate::stage2::Perms;
 
@@ -41,6 +46,7 @@ pub enum HostProtection {
 pub struct Window {
     base: *mut u8,
     size: u64,
+    known: Mutex<shown::Known>,
 }
 
 // SAFETY: the window is a range of addresses; what happens to it happens through system calls, which are atomic. Callers
@@ -56,7 +62,7 @@ impl Window {
         let length = usize::try_from(size).ok()?;
         // SAFETY: a new mapping at an address of the system's choice.
         let base = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_NONE, RESERVE_FLAGS, -1, 0) };
-        (base != libc::MAP_FAILED).then_some(Window { base: base.cast(), size })
+        (base != libc::MAP_FAILED).then(|| Window { base: base.cast(), size, known: Mutex::default() })
     }
 
     /// The address that stands for `ipa`.
@@ -66,26 +72,37 @@ impl Window {
     }
 
     /// Makes the object behind `host..host + size` visible at `ipa` of the window. `hole_end` is the end of the unmapped IPA
-    /// range around `ipa`: up to there the window is free.
+    /// range around `ipa`: up to there the window is free. `shown` is what is known of the object.
     ///
     /// Returns the address the guest shall use, which is `host` itself for memory that cannot be duplicated, and the
     /// permissions the object allows.
     pub fn share(
         &self,
         host: *mut u8,
+        shown: Option<Shown>,
         ipa: u64,
         size: u64,
         hole_end: u64,
     ) -> Result<(*mut u8, Perms), HostMemoryError> {
         let room = hole_end.min(self.size).saturating_sub(ipa);
         debug_assert!(room >= size);
-        duplicate(host, self.at(ipa), size, room)
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.is_some_and(|shown| known.shows(ipa, size, &shown)) {
+            return Ok((self.at(ipa), Perms::ALL));
+        }
+        known.forget(ipa, ipa + room);
+        let (address, perms, len) = duplicate(host, self.at(ipa), size, room)?;
+        if let Some(shown) = shown.filter(|_| address == self.at(ipa) && perms == Perms::ALL) {
+            known.note(ipa, Shown { len, ..shown });
+        }
+        Ok((address, perms))
     }
 
     /// Gives the part of the window that stands for `start..end` back to the reserve.
     pub fn release(&self, start: u64, end: u64) {
         let (start, end) = (start.min(self.size), end.min(self.size));
         if start < end {
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).forget(start, end);
             let length = (end - start) as usize;
             // SAFETY: replaces a part of the window, which is ours and which no stage-2 entry points into any more. Should
             // the call fail, the old mapping stays, which is harmless.
@@ -105,9 +122,9 @@ impl Drop for Window {
 
 const RESERVE_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
+/// Shares the object behind `host` at `at`, `size` bytes and up to `room`. Where it is then, what it allows, and how much it is.
 #[cfg(target_os = "linux")]
-fn duplicate(host: *mut u8, at: *mut u8, size: u64, room: u64) -> Result<(*mut u8, Perms), HostMemoryError> {
-    let all = Perms::READ | Perms::WRITE | Perms::EXEC;
+fn duplicate(host: *mut u8, at: *mut u8, size: u64, room: u64) -> Result<(*mut u8, Perms, u64), HostMemoryError> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     let mut length = size.max(room.min(AHEAD)) as usize;
     // SAFETY: an old size of 0 leaves the source as it is; the target lies in our window, in a part no stage-2 entry points
@@ -123,26 +140,26 @@ fn duplicate(host: *mut u8, at: *mut u8, size: u64, room: u64) -> Result<(*mut u
         return match std::io::Error::last_os_error().raw_os_error() {
             Some(libc::EFAULT) => Err(HostMemoryError::NotOneObject),
             // EINVAL: the mapping is private. Its pages belong to this address and to no other.
-            Some(libc::EINVAL) => Ok((host, all)),
+            Some(libc::EINVAL) => Ok((host, Perms::ALL, size)),
             _ => Err(HostMemoryError::NoResources),
         };
     }
     // The duplicate has the protection the host's mapping has now; the guest's is stage 2's business alone.
     for (protection, perms) in [
-        (libc::PROT_READ | libc::PROT_WRITE, all),
+        (libc::PROT_READ | libc::PROT_WRITE, Perms::ALL),
         // An object opened read-only cannot be written by the guest either.
         (libc::PROT_READ, Perms::READ | Perms::EXEC),
     ] {
         // SAFETY: changes the protection of our own duplicate.
         if unsafe { libc::mprotect(new, length, protection) } == 0 {
-            return Ok((new.cast(), perms));
+            return Ok((new.cast(), perms, length as u64));
         }
     }
     Err(HostMemoryError::NoResources)
 }
 
 #[cfg(target_os = "macos")]
-fn duplicate(host: *mut u8, at: *mut u8, size: u64, _room: u64) -> Result<(*mut u8, Perms), HostMemoryError> {
+fn duplicate(host: *mut u8, at: *mut u8, size: u64, _room: u64) -> Result<(*mut u8, Perms, u64), HostMemoryError> {
     use mach2::kern_return::{KERN_INVALID_ADDRESS, KERN_SUCCESS};
     use mach2::traps::mach_task_self;
     use mach2::vm_statistics::{VM_FLAGS_FIXED, VM_FLAGS_OVERWRITE};
@@ -176,7 +193,7 @@ fn duplicate(host: *mut u8, at: *mut u8, size: u64, _room: u64) -> Result<(*mut 
         return Err(HostMemoryError::NoResources);
     }
     let write = if protection & libc::PROT_WRITE != 0 { Perms::WRITE } else { Perms::NONE };
-    Ok((at, Perms::READ | Perms::EXEC | write))
+    Ok((at, Perms::READ | Perms::EXEC | write, size))
 }
 
 /// Allocates `size` bytes of zeroed memory that can be shared with a guest, aligned to `alignment`.

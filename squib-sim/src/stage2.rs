@@ -30,6 +30,8 @@ impl Perms {
     pub const WRITE: Perms = Perms(2);
     /// Instruction fetches.
     pub const EXEC: Perms = Perms(4);
+    /// All of these.
+    pub const ALL: Perms = Perms(7);
 
     /// The permissions an `hv_memory_flags_t` asks for; `None` if it has other bits.
     pub fn from_flags(flags: u64) -> Option<Perms> {

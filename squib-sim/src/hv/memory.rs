@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use super::vm::{Vm, vm, with_allocations};
 use super::{Return, anchor, code, put, ret};
 use crate::config::{OverlappingMap, ProtNoneMap, UnmapGap};
-use crate::host_memory::{self, HostMemoryError, HostProtection, Protections};
+use crate::host_memory::{self, HostMemoryError, HostProtection, Protections, Shown};
 use crate::stage2::{Perms, Stage2Error};
 
 anchor!();
@@ -52,7 +52,11 @@ fn map(vm: &Vm, host: *mut u8, ipa: u64, size: u64, flags: u64) -> Result<(), Fa
         return Err(Failure(ret::BAD_ARGUMENT));
     }
     // Before the lock: it may take the host a while, and other pages need not wait for it.
-    let protection = Protections::probe(host, size as usize);
+    let shown = Shown::at(host).filter(|shown| shown.len >= size);
+    let protection = match shown {
+        Some(_) => Ok(HostProtection::Readable),
+        None => Protections::probe(host, size as usize),
+    };
     let _serialised = vm.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if stage2.is_mapped(ipa, size) {
         match vm.machine.config.overlapping_map {
@@ -72,8 +76,8 @@ fn map(vm: &Vm, host: *mut u8, ipa: u64, size: u64, flags: u64) -> Result<(), Fa
     } else {
         let (_, hole_end) = stage2.hole_around(ipa);
         let (address, allowed) = match &vm.window {
-            Some(window) => window.share(host, ipa, size, hole_end)?,
-            None => (host, Perms::READ | Perms::WRITE | Perms::EXEC),
+            Some(window) => window.share(host, shown, ipa, size, hole_end)?,
+            None => (host, Perms::ALL),
         };
         stage2.map(address, ipa, size, perms & allowed, false)?;
         stage2.follow(ipa, size, host as u64);
