@@ -107,7 +107,7 @@ pub enum Error {
         reason: String,
     },
     /// Absent guest memory cannot be had at all: the guest cannot go on.
-    #[error("guest memory {start:#x}..{:#x} is lost, and the guest cannot go on without it: {reason}", start + len)]
+    #[error("guest memory {start:#x}..{:#x} is lost, and what needs it cannot go on: {reason}", start + len)]
     PageLost {
         /// IPA.
         start: u64,

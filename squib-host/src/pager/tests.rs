@@ -253,11 +253,18 @@ fn a_page_that_a_fault_could_not_have_is_streamed_all_the_same() {
     assert_eq!(lazy.pager.states().claim(100), Claim::Fill);
     let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), None, |_| Vec::new()).unwrap();
     wait("the others arrive", || lazy.pager.stats().pages_here() == PAGES - 1);
+    // What somebody needs meanwhile was worth bringing early; what nobody needs was not.
+    let memory = lazy.ram.guest_memory().unwrap();
+    for page in [5, 7, 5] {
+        assert_eq!(page_of(&memory, page), expected(&lazy.source, page));
+    }
     lazy.pager.states().release(100, ABSENT);
     wait("all arrives", || lazy.pager.is_done());
     drop(prefetcher);
-    assert_eq!(page_of(&lazy.ram.guest_memory().unwrap(), 100), expected(&lazy.source, 100));
-    assert_eq!(lazy.pager.stats().pages_prefetched, PAGES);
+    assert_eq!(page_of(&memory, 100), expected(&lazy.source, 100));
+    let stats = lazy.pager.stats();
+    assert_eq!((stats.pages_prefetched, stats.pages_demanded, stats.faults_host), (PAGES, 2, 2), "{stats:?}");
+    assert_eq!((stats.prefetch_hits, stats.prefetch_untouched), (2, PAGES - 2), "{stats:?}");
 }
 
 /// Where the system has no mapping left to split the guest view once more, whole blocks are opened.
