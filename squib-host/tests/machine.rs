@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use squib_host::pager::{Origin, PageSource, SourceError};
+use squib_host::pager::{Origin, PageSource, SourceError, Unexplained};
 use squib_host::{
     ClockMode, ConsoleConfig, DiskConfig, Error, Machine, MachineConfig, PagerConfig, RestoreBackend, RestoreConfig,
     RunOutcome, SaveTarget, StopReason, Watch, WatchId,
@@ -144,6 +144,14 @@ impl PageSource for Remote {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError> {
         if self.away.load(Ordering::Relaxed) {
             return Err(SourceError::Unavailable("nobody answers".into()));
+        }
+        buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
+        Ok(Origin::Server)
+    }
+
+    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, Unexplained> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(Unexplained);
         }
         buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
         Ok(Origin::Server)

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use squib_host::pager::{LazyMemory, Origin, PageSource, SourceError};
+use squib_host::pager::{LazyMemory, Origin, PageSource, SourceError, Unexplained};
 
 const PAGE: u64 = 16 << 10;
 
@@ -17,6 +17,11 @@ impl PageSource for Zeroes {
     }
 
     fn read(&self, _offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError> {
+        buf.fill(0);
+        Ok(Origin::Zero)
+    }
+
+    fn read_quietly(&self, _offset: u64, buf: &mut [u8]) -> Result<Origin, Unexplained> {
         buf.fill(0);
         Ok(Origin::Zero)
     }

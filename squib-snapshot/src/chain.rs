@@ -12,7 +12,7 @@ use crate::error::{Result, SnapshotError};
 use crate::fs::{read_exact_at, will_need};
 use crate::links;
 use crate::memory::PageReader;
-use crate::page_sums::{PageSums, Unreadable};
+use crate::page_sums::{PageSums, Unreadable, read_through};
 use crate::pair::Pair;
 use crate::state_file::StateFile;
 use crate::verify::VerifyReport;
@@ -150,20 +150,23 @@ impl Chain {
     /// # Errors
     /// [`SnapshotError::MemoryDamaged`], [`SnapshotError::MemoryIo`].
     pub fn read_checked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        if self.read_page_checked(offset, buf) == Ok(true) {
+        if self.pages.read(&self.links, self.ram_size, offset, buf) == Ok(true) {
             return Ok(());
         }
         self.read_with(offset, buf, |link, at, part| self.read_link_checked(link, at, part))
     }
 
-    /// As [`Self::read_checked`] for one page: `offset` is a multiple of 16 KiB, and `buf` as long as the page (16 KiB, or what there is
-    /// up to the end of RAM). Allocates nothing and takes no lock. `false`: nothing was read, [`Self::read_checked`] is needed (the
-    /// page comes from several links, or its snapshot has smaller checksum blocks, or none).
+    /// As [`Self::read_checked`], but allocates nothing and takes no lock. Made for single pages (`offset` a multiple of 16 KiB, `buf` as long
+    /// as the page), whose checksums are kept as there. Of anything else, a page that comes from several links or from checksum blocks smaller
+    /// than a page, or that is not a page, the whole blocks are read and checked each time.
     ///
     /// # Errors
     /// [`Unreadable`]; what is wrong, [`Self::read_checked`] tells.
-    pub fn read_page_checked(&self, offset: u64, buf: &mut [u8]) -> std::result::Result<bool, Unreadable> {
-        self.pages.read(&self.links, self.ram_size, offset, buf)
+    pub fn read_page_checked(&self, offset: u64, buf: &mut [u8]) -> std::result::Result<(), Unreadable> {
+        match self.pages.read(&self.links, self.ram_size, offset, buf)? {
+            true => Ok(()),
+            false => read_through(&self.links, self.ram_size, offset, buf),
+        }
     }
 
     fn read_with(

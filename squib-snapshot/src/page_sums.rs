@@ -3,8 +3,9 @@
 //!
 //! As in [`checked`](crate::checked), the first read from a block checks all of it, here piece by piece on the stack, and keeps a
 //! checksum of each page; later reads fetch and compare their page alone. The table for that is made with the chain: eight
-//! bytes for each 16 KiB of RAM, which take memory only where something was read. Pages that come from several links, and blocks smaller
-//! than a page, are left to [`Chain::read_checked`](crate::Chain::read_checked).
+//! bytes for each 16 KiB of RAM, which take memory only where something was read. A page that comes from several links, or from blocks
+//! smaller than a page, has no place in the table: what its blocks hold is read and checked each time ([`read_through`]). Those who may
+//! allocate have [`Chain::read_checked`](crate::Chain::read_checked) for that.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -111,6 +112,51 @@ impl PageSums {
         }
         Ok(())
     }
+}
+
+/// Fills `buf` with RAM at `offset`, checked, whichever links it comes from, by reading all that its blocks hold. Links of
+/// version 5.0 have no checksums and are read as they are.
+pub(crate) fn read_through(links: &[Pair], ram_size: u64, offset: u64, buf: &mut [u8]) -> Result<(), Unreadable> {
+    let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= ram_size).ok_or(Unreadable)?;
+    let (mut at, mut rest) = (offset, buf);
+    while at < end {
+        let (link, mut stop) = links::locate(links, at, end);
+        let pair = &links[link];
+        let memory = pair.state_file().record().map(|record| &record.memory);
+        let block = memory.map(|memory| at / memory.sums.block_size());
+        if let (Some(memory), Some(block)) = (memory, block) {
+            stop = stop.min(memory.sums.block_range(block, ram_size).end);
+        }
+        let (part, tail) = rest.split_at_mut((stop - at) as usize);
+        match memory.zip(block) {
+            Some((memory, block)) => read_block(pair, memory, block, at, part)?,
+            None => read_exact_at(pair.memory_file(), part, at).map_err(|_| Unreadable)?,
+        }
+        (at, rest) = (stop, tail);
+    }
+    Ok(())
+}
+
+/// Fills `part` with RAM at `at`, which lies in one block and is held by `pair`, from the very bytes that the block's checksum is taken of.
+fn read_block(pair: &Pair, memory: &MemoryRecord, block: u64, at: u64, part: &mut [u8]) -> Result<(), Unreadable> {
+    let Some(expected) = memory.sums.get(block) else {
+        // Zero when it was saved: nothing to read. A diff would not have been asked for it.
+        part.fill(0);
+        return if memory.is_diff() { Err(Unreadable) } else { Ok(()) };
+    };
+    let mut all = Checksum::new();
+    let mut bytes = [0; PAGE as usize];
+    for piece in memory.held_within(memory.sums.block_range(block, memory.ram_size)).flat_map(pieces) {
+        let bytes = &mut bytes[..(piece.end - piece.start) as usize];
+        read_exact_at(pair.memory_file(), bytes, piece.start).map_err(|_| Unreadable)?;
+        all.update(bytes);
+        let (from, to) = (piece.start.max(at), piece.end.min(at + part.len() as u64));
+        if from < to {
+            let bytes = &bytes[(from - piece.start) as usize..(to - piece.start) as usize];
+            part[(from - at) as usize..(to - at) as usize].copy_from_slice(bytes);
+        }
+    }
+    if all.finish() == expected { Ok(()) } else { Err(Unreadable) }
 }
 
 /// A range, cut where pages end.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use applevisor::prelude::{HypervisorError, MemPerms};
 
-use crate::error::{HvContext, Result};
+use crate::error::{Error, HvContext, Result};
 use crate::memory::{GRANULE, GuestRam};
 
 /// macOS puts shared memory together from objects of 4 GiB, each of which is a VM region of its own where the memory is mapped
@@ -44,6 +44,34 @@ fn regions(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
 
 fn check(code: i32) -> Result<(), HypervisorError> {
     if code == 0 { Ok(()) } else { Err(HypervisorError::from(code)) }
+}
+
+/// Why a range could not be mapped. It is passed on without an allocation, and becomes an [`Error`] where somebody tells it: threads
+/// of the pager's net map pages, too (`pager/quiet.rs`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct MapError {
+    start: u64,
+    len: u64,
+    /// `None`: the framework was not even asked.
+    source: Option<HypervisorError>,
+}
+
+impl MapError {
+    /// Whether the hypervisor has no room for another mapping.
+    pub fn is_scarcity(&self) -> bool {
+        self.source == Some(HypervisorError::NoResources)
+    }
+}
+
+impl From<MapError> for Error {
+    fn from(MapError { start, len, source }: MapError) -> Error {
+        match source {
+            Some(source) => {
+                Error::Hypervisor { action: format!("map {len:#x} bytes of guest RAM at {start:#x}"), source }
+            }
+            None => Error::State(format!("{len:#x} bytes at {start:#x} are no granules of guest RAM")),
+        }
+    }
 }
 
 /// Guest RAM at stage 2. Holds the RAM, so that the memory outlives every mapping.
@@ -94,12 +122,12 @@ impl MappedRam {
     }
 
     /// Maps an unmapped range. The bytes must be complete: the guest sees them at once.
-    pub fn map(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
+    pub fn map(&self, offset: u64, len: u64, permission: Permission) -> Result<(), MapError> {
         self.check_range(offset, len)?;
         regions(offset, len).try_for_each(|(start, len)| self.map_region(start, len, permission))
     }
 
-    fn map_region(&self, offset: u64, len: u64, permission: Permission) -> Result<()> {
+    fn map_region(&self, offset: u64, len: u64, permission: Permission) -> Result<(), MapError> {
         // SAFETY: the range lies in the guest view (checked by the caller), which is one mapping of readable and writable bytes on
         // a 2 MiB boundary; `ram` is held until everything is unmapped, so the guest never reaches memory that is gone.
         let code = unsafe {
@@ -111,7 +139,7 @@ impl MappedRam {
                 permission.flags(),
             )
         };
-        check(code).hv_with(|| format!("map {len:#x} bytes of guest RAM at {:#x}", self.ram.base() + offset))
+        check(code).map_err(|source| MapError { start: self.ram.base() + offset, len, source: Some(source) })
     }
 
     /// Changes the permission of a range that is mapped. In force for every vCPU when this returns.
@@ -136,13 +164,13 @@ impl MappedRam {
         }
     }
 
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+    fn check_range(&self, offset: u64, len: u64) -> Result<(), MapError> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.ram.size());
         if inside && offset.is_multiple_of(GRANULE) && (len.is_multiple_of(GRANULE) || offset + len == self.ram.size())
         {
             return Ok(());
         }
-        Err(crate::error::Error::State(format!("{len:#x} bytes at offset {offset:#x} are no granules of guest RAM")))
+        Err(MapError { start: self.ram.base().saturating_add(offset), len, source: None })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use squib_snapshot::{Chain, SnapshotError};
 
-use super::source::{Origin, PageSource, Quiet, SourceError};
+use super::source::{Origin, PageSource, SourceError, Unexplained};
 
 /// The RAM of a chain of snapshots, every byte compared with its checksum as it arrives.
 ///
@@ -46,12 +46,8 @@ impl PageSource for FileSource {
         }
     }
 
-    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Quiet {
-        match self.chain.read_page_checked(offset, buf) {
-            Ok(true) => Quiet::Done(Origin::File),
-            Ok(false) => Quiet::Unable,
-            Err(_) => Quiet::Failed,
-        }
+    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, Unexplained> {
+        self.chain.read_page_checked(offset, buf).map(|()| Origin::File).map_err(|_| Unexplained)
     }
 
     fn expect(&self, offset: u64, len: u64) {

@@ -23,6 +23,8 @@ mod quiet;
 mod read;
 mod remote;
 mod resolver;
+mod scarce;
+mod slots;
 mod source;
 mod state;
 mod stats;
@@ -40,7 +42,7 @@ pub use monitor::Monitor;
 pub use observe::{StreamEvent, StreamObserver};
 pub use probe::{BareFloor, LazyMemory, Toucher};
 pub use remote::{Images, Log, PageServer, RemoteConfig, RemoteSource, Stop};
-pub use source::{Origin, PageSource, Quiet, SourceError};
+pub use source::{Origin, PageSource, SourceError, Unexplained};
 pub use stats::{Latency, PagerStats};
 pub use working_set::WorkingSetFile;
 

@@ -17,9 +17,10 @@ use super::wait;
 use crate::error::{Error, Result};
 
 /// Threads that answer: one fault may wait for a slow page while another is answered.
-const THREADS: usize = 2;
+pub(super) const THREADS: usize = 2;
 
-/// Catches exceptions on a pager's RAM, of threads that register.
+/// Catches exceptions on a pager's RAM, of threads that register. It keeps the pager, which the threads that answer could otherwise find
+/// themselves the last to let go of.
 #[derive(Debug)]
 pub struct Net {
     // Dropped in this order: the threads that answer, then the one that speaks for them.
@@ -30,10 +31,10 @@ pub struct Net {
 impl Net {
     /// Spreads it under `pager`'s RAM.
     pub fn spread(pager: &Arc<Pager>) -> Result<Net> {
-        let (ram, pager) = (pager.ram(), Arc::downgrade(pager));
-        let (view, len) = (ram.guest_view() as u64, ram.size());
-        let herald = Herald::start(Weak::clone(&pager))?;
-        let handler = Arc::new(Handler { pager, view, len, news: Arc::clone(&herald.news) });
+        let (view, len) = (pager.ram().guest_view() as u64, pager.ram().size());
+        let herald = Herald::start(Arc::downgrade(pager))?;
+        let handler = Handler { pager: Arc::clone(pager), view, len, news: Arc::clone(&herald.news) };
+        let handler = Arc::new(handler);
         Ok(Net { server: MachPager::new(handler, THREADS)?, _herald: herald })
     }
 
@@ -45,7 +46,7 @@ impl Net {
 
 /// Decides about exceptions: an address in the guest view is ours.
 struct Handler {
-    pager: Weak<Pager>,
+    pager: Arc<Pager>,
     /// Host address and length of the guest view.
     view: u64,
     len: u64,
@@ -58,10 +59,9 @@ impl FaultHandler for Handler {
         if offset >= self.len {
             return Verdict::NotOurs;
         }
-        let Some(pager) = self.pager.upgrade() else { return Verdict::NotOurs };
-        match pager.exception(offset) {
+        match self.pager.exception(offset) {
             Caught::Resolved => {
-                if pager.is_done() {
+                if self.pager.is_done() {
                     self.news.post(DONE);
                 }
                 Verdict::Resolved
@@ -149,6 +149,10 @@ impl Drop for Herald {
             return;
         }
         self.news.post(END);
+        if thread.thread().id() == std::thread::current().id() {
+            // It told a machine that was just being dropped, and is the last to let it go.
+            return;
+        }
         // If it panicked, it has said so already.
         let _ = thread.join();
     }

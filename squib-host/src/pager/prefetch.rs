@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::observe::{StreamEvent, StreamObserver};
 use super::resolver::Pager;
 use super::source::{Origin, SourceError};
-use super::state::{ABSENT, FILLED, FILLING, PageStates};
+use super::state::{ABSENT, FILLED, FILLING, OPENING, PageStates, READING};
 use crate::error::{Error, Result};
 use crate::memory::GRANULE;
 
@@ -93,7 +93,7 @@ impl Run {
     fn left_behind(&self) -> Option<u64> {
         let states = self.pager.states();
         (0..states.count()).take_while(|_| !self.stopped()).find(|&page| {
-            if states.get(page) == FILLING {
+            if matches!(states.get(page), READING | FILLING) {
                 states.wait(page);
             }
             states.get(page) == ABSENT
@@ -169,9 +169,9 @@ impl Run {
         let _gate = pager.quiet();
         let mut at = pages.start;
         while at < pages.end {
-            // A stretch of absent pages that is ours now.
+            // A stretch of absent pages that is ours now. (The net may take them away again.)
             let start = at;
-            while at < pages.end && pager.states().claim_from(at, ABSENT) {
+            while at < pages.end && pager.states().claim_from(at, ABSENT, READING) {
                 at += 1;
             }
             if at > start {
@@ -183,12 +183,11 @@ impl Run {
         Ok(())
     }
 
-    /// Brings the bytes of pages that are ours. One that is damaged is poisoned; the guest may never need it.
+    /// Brings the bytes of pages that are READING. One that is damaged is poisoned; the guest may never need it.
     fn fill(&mut self, pages: Range<u64>) -> Result<(), SourceError> {
         let error = match self.fill_bytes(&pages) {
-            Ok(()) => {
-                self.pager.counters().prefetched(pages.end - pages.start);
-                pages.for_each(|page| self.pager.states().release(page, FILLED));
+            Ok(count) => {
+                self.pager.counters().prefetched(count);
                 return Ok(());
             }
             Err(error) => error,
@@ -200,42 +199,46 @@ impl Run {
                 for page in pages {
                     match result {
                         Ok(()) => result = self.fill(page..page + 1),
-                        Err(_) => self.pager.states().release(page, ABSENT),
+                        Err(_) => _ = self.pager.states().give_back(page, ABSENT),
                     }
                 }
                 result
             }
             SourceError::Damaged(_) => {
-                if let Error::PageLost { start, len, reason } = self.pager.give_up(pages.start, error) {
+                if let Some(Error::PageLost { start, len, reason }) = self.pager.give_up(pages.start, error) {
                     self.tell(StreamEvent::Lost { start, len, reason });
                 }
                 Ok(())
             }
             SourceError::Unavailable(_) | SourceError::Wrong(_) => {
-                pages.for_each(|page| self.pager.states().release(page, ABSENT));
+                for page in pages {
+                    // One that was taken away is somebody else's to give back.
+                    self.pager.states().give_back(page, ABSENT);
+                }
                 Err(error)
             }
         }
     }
 
-    fn fill_bytes(&mut self, pages: &Range<u64>) -> Result<(), SourceError> {
-        let ram = self.pager.ram();
+    /// How many of the pages came to be filled: all but those that were taken away.
+    fn fill_bytes(&mut self, pages: &Range<u64>) -> Result<u64, SourceError> {
+        let size = self.pager.ram().size();
         let offset = pages.start * GRANULE;
-        let len = (pages.end * GRANULE).min(ram.size()) - offset;
-        let Some(source) = self.pager.source() else { return Ok(()) };
-        let count = pages.end - pages.start;
-        if source.known_zero(offset, len) == len {
-            self.pager.counters().filled(Origin::Zero, count, 0);
-            return Ok(());
-        }
+        let len = (pages.end * GRANULE).min(size) - offset;
+        let source = self.pager.source().ok_or_else(|| SourceError::Unavailable("the source is closed".into()))?;
         self.buf.resize(len as usize, 0);
-        let origin = source.read(offset, &mut self.buf)?;
-        if origin != Origin::Zero {
-            let failed = |e: std::io::Error| SourceError::Damaged(format!("guest RAM cannot be filled: {e}"));
-            ram.write_fill(offset, &self.buf).map_err(failed)?;
+        let origin = match source.known_zero(offset, len) == len {
+            true => Origin::Zero,
+            false => source.read(offset, &mut self.buf)?,
+        };
+        let mut count = 0;
+        for (page, bytes) in pages.clone().zip(self.buf.chunks(GRANULE as usize)) {
+            if self.pager.put(page, origin, bytes)? {
+                self.pager.states().release(page, FILLED);
+                count += 1;
+            }
         }
-        self.pager.counters().filled(origin, count, len);
-        Ok(())
+        Ok(count)
     }
 
     /// Puts everything that is filled within reach.
@@ -245,7 +248,7 @@ impl Run {
         while at < states.count() && !self.stopped() {
             let gate = self.pager.quiet();
             let start = at;
-            while at < states.count() && at - start < SWEEP && states.claim_from(at, FILLED) {
+            while at < states.count() && at - start < SWEEP && states.claim_from(at, FILLED, OPENING) {
                 at += 1;
             }
             if at == start {

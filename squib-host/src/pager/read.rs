@@ -5,7 +5,7 @@ use std::io;
 
 use super::resolver::Pager;
 use super::source::SourceError;
-use super::state::{ABSENT, FILLING, POISONED};
+use super::state::{FILLED, FILLING, OPENING, PRESENT, READING};
 use crate::error::Error;
 use crate::memory::GRANULE;
 
@@ -13,10 +13,10 @@ impl Pager {
     /// The end, at most `limit`, of the stretch from `page` on in which bytes are here, or are not, like those of `page`.
     fn here(&self, page: u64, limit: u64) -> (bool, u64) {
         let here = |page| {
-            if self.states().get(page) == FILLING {
+            if matches!(self.states().get(page), READING | FILLING) {
                 self.states().wait(page);
             }
-            !matches!(self.states().get(page), ABSENT | POISONED)
+            matches!(self.states().get(page), FILLED | OPENING | PRESENT)
         };
         let first = here(page);
         let end = (page + 1..limit).find(|&next| here(next) != first);

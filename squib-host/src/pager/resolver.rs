@@ -8,27 +8,23 @@
 //! object, so later splits and merges of the host's entries do not matter to it.
 //!
 //! Whoever answers a fault touches guest RAM through the fill view only. What threads of the net may not do besides is in
-//! [`quiet`](super::quiet).
+//! [`quiet`](super::quiet), what becomes of a page that one thread reads and they need is in [`state`](super::state).
 
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use applevisor::prelude::HypervisorError;
-
 use super::monitor::Monitor;
+use super::slots::Slots;
 use super::source::{Origin, PageSource, SourceError};
-use super::state::{ABSENT, Claim, FILLED, POISONED, PageStates};
+use super::state::{ABSENT, Claim, FILLED, FILLING, OPENING, POISONED, PageStates, READING};
 use super::stats::{Cause, Counters};
 use super::touches::Touches;
 use crate::error::{Error, Result};
-use crate::hv::stage2::MappedRam;
+use crate::hv::stage2::{MapError, MappedRam};
 use crate::memory::{GRANULE, GuestRam};
-
-/// Pages of a block: 2 MiB.
-const BLOCK: u64 = 128;
 
 /// Told of an error that must stop the machine.
 type Failed = Box<dyn Fn(Error) + Send + Sync>;
@@ -38,7 +34,7 @@ pub struct Pager {
     mapped: Arc<MappedRam>,
     states: Arc<PageStates>,
     /// Gone once nothing is missing.
-    source: RwLock<Option<Arc<dyn PageSource>>>,
+    source: Slots<Option<Arc<dyn PageSource>>>,
     counters: Arc<Counters>,
     touches: Arc<Touches>,
     /// Pages that one fault may open, if they cost nothing.
@@ -50,8 +46,6 @@ pub struct Pager {
     /// The last page has come; somebody is to let the source go.
     complete: AtomicBool,
     failed: OnceLock<Failed>,
-    /// Held by who opens a whole block.
-    block: Mutex<()>,
     /// Held by the prefetcher while it changes anything.
     gate: Mutex<()>,
 }
@@ -78,29 +72,54 @@ impl Drop for Demand<'_> {
     }
 }
 
-/// Why pages could not be put within reach.
-pub(super) enum OpenError {
-    /// By `mprotect`.
-    Protect(io::Error),
-    Other(Error),
+/// What the system or the hypervisor said when pages were to be put within reach. Passed on without an allocation.
+#[derive(Clone, Copy)]
+pub(super) enum Refusal {
+    /// By `mprotect`: the number of the error.
+    Protect(i32),
+    Map(MapError),
 }
 
-impl From<OpenError> for Error {
-    fn from(error: OpenError) -> Error {
-        match error {
-            OpenError::Protect(source) => Error::System { action: "open pages of guest RAM".into(), source },
-            OpenError::Other(error) => error,
+impl Refusal {
+    /// Whether the system had no mapping left to split the guest view, or the hypervisor none for stage 2.
+    pub(super) fn is_scarcity(self) -> bool {
+        match self {
+            Refusal::Protect(code) => code == libc::ENOMEM,
+            Refusal::Map(error) => error.is_scarcity(),
         }
     }
 }
 
-impl OpenError {
-    /// Whether the system had no mapping left to split the guest view, or the hypervisor none for stage 2.
-    fn is_scarcity(&self) -> bool {
-        match self {
-            OpenError::Protect(source) => source.raw_os_error() == Some(libc::ENOMEM),
-            OpenError::Other(Error::Hypervisor { source, .. }) => *source == HypervisorError::NoResources,
-            OpenError::Other(_) => false,
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Protect(code) => {
+                let source = io::Error::from_raw_os_error(code);
+                Error::System { action: "open pages of guest RAM".into(), source }
+            }
+            Refusal::Map(error) => error.into(),
+        }
+    }
+}
+
+/// Why a page could not be put within reach.
+pub(super) enum OpenError<E> {
+    Refused(Refusal),
+    /// Another page that is to be opened with it cannot be had.
+    Neighbour(E),
+}
+
+impl<E> From<Refusal> for OpenError<E> {
+    fn from(refusal: Refusal) -> OpenError<E> {
+        OpenError::Refused(refusal)
+    }
+}
+
+impl From<OpenError<Error>> for Error {
+    fn from(error: OpenError<Error>) -> Error {
+        match error {
+            OpenError::Refused(refusal) => refusal.into(),
+            OpenError::Neighbour(error) => error,
         }
     }
 }
@@ -121,7 +140,7 @@ impl Pager {
         let states = ram.states().ok_or_else(|| Error::State("the RAM is not a lazy one".into()))?;
         let pager = Arc::new(Pager {
             states: Arc::clone(states),
-            source: RwLock::new(Some(source)),
+            source: Slots::new([Some(source)]),
             counters: Arc::new(Counters::new()),
             touches: Arc::new(Touches::new(states.count())),
             fault_around: u64::from(fault_around.max(1)),
@@ -129,7 +148,6 @@ impl Pager {
             damage: Mutex::new(None),
             complete: AtomicBool::new(false),
             failed: OnceLock::new(),
-            block: Mutex::new(()),
             gate: Mutex::new(()),
             mapped: Arc::clone(&mapped),
         });
@@ -159,12 +177,12 @@ impl Pager {
         self.states.missing() == 0
     }
 
-    /// The counters, for the prefetcher.
+    /// The counters.
     pub(super) fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// The states, for the prefetcher.
+    /// The states.
     pub(super) fn states(&self) -> &PageStates {
         &self.states
     }
@@ -174,12 +192,12 @@ impl Pager {
         self.demand.load(Ordering::Relaxed) > 0
     }
 
-    /// The source, until nothing is missing.
+    /// The source, until nothing is missing. As long as the caller owns a page its reference is not the last one.
     pub(super) fn source(&self) -> Option<Arc<dyn PageSource>> {
-        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.source.take().clone()
     }
 
-    /// RAM, for the prefetcher.
+    /// RAM.
     pub(super) fn ram(&self) -> &GuestRam {
         self.mapped.ram()
     }
@@ -224,9 +242,11 @@ impl Pager {
             match self.states.claim(page) {
                 claim @ (Claim::Fill | Claim::Open) => {
                     let _demand = Demand::new(self);
-                    self.install(page, claim)?;
-                    self.counters.fault(cause, begun.elapsed());
-                    return Ok(Brought::Now);
+                    if self.install(page, claim)? {
+                        self.counters.fault(cause, begun.elapsed());
+                        return Ok(Brought::Now);
+                    }
+                    waited = true;
                 }
                 Claim::Busy => {
                     let _demand = Demand::new(self);
@@ -247,32 +267,38 @@ impl Pager {
         }
     }
 
-    fn lost(&self, page: u64) -> Error {
+    /// What is to be said of a poisoned page.
+    pub(super) fn lost(&self, page: u64) -> Error {
         let reason = self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let reason = reason.unwrap_or_else(|| "its bytes could not be had".into());
         Error::PageLost { start: self.ram().base() + page * GRANULE, len: GRANULE, reason }
     }
 
-    /// Takes a page that is ours the rest of the way.
-    fn install(&self, page: u64, claim: Claim) -> Result<()> {
-        if claim == Claim::Fill
-            && let Err(error) = self.fill(page)
-        {
-            return Err(self.give_up(page, error));
+    /// Takes a page that is ours the rest of the way. `false`: it was taken away from us meanwhile.
+    fn install(&self, page: u64, claim: Claim) -> Result<bool> {
+        if claim == Claim::Fill && !self.fill(page)? {
+            return Ok(false);
         }
-        let result = self.reach(page, claim);
+        let result = self.reach(page, claim, |neighbour| self.bring_bytes(neighbour));
         self.settle();
-        Ok(result?)
+        result?;
+        Ok(true)
     }
 
-    /// Puts a page that is ours and filled within reach, and its neighbours where they cost nothing.
-    pub(super) fn reach(&self, page: u64, claim: Claim) -> Result<(), OpenError> {
+    /// Puts a page that is ours and filled within reach, and its neighbours where they cost nothing. Where mappings are scarce they may
+    /// cost something: `bring` has the bytes of one brought, as in [`Pager::open_scarce`].
+    pub(super) fn reach<E>(
+        &self,
+        page: u64,
+        claim: Claim,
+        bring: impl Fn(u64) -> Result<(), E>,
+    ) -> Result<(), OpenError<E>> {
         let window = page - page % self.fault_around;
         let window = window..(window + self.fault_around).min(self.states.count());
         let start = (window.start..page).rev().take_while(|&before| self.take_cheap(before)).last().unwrap_or(page);
         let end = (page + 1..window.end).take_while(|&after| self.take_cheap(after)).last().unwrap_or(page) + 1;
         let around = match self.open_pages(start..end) {
-            Err(error) if error.is_scarcity() => self.open_scarce(page)?.saturating_sub(1),
+            Err(refusal) if refusal.is_scarcity() => self.open_scarce(page, bring)?.saturating_sub(1),
             result => result.map(|()| end - start - 1)?,
         };
         self.counters.demanded(claim == Claim::Open);
@@ -281,138 +307,74 @@ impl Pager {
         Ok(())
     }
 
-    /// Puts the block of `page` within reach where mappings are scarce. Even a whole block may need one more than there are: then
-    /// the nearest block that gives some back is opened first.
-    fn open_scarce(&self, page: u64) -> Result<u64, OpenError> {
-        let scarce = match self.open_block(page) {
-            Err(error) if error.is_scarcity() => error,
-            result => return result,
-        };
-        let (here, blocks) = (page / BLOCK, self.states.count().div_ceil(BLOCK));
-        let split = |&block: &u64| {
-            let (first, end) = (block * BLOCK, ((block + 1) * BLOCK).min(self.states.count()));
-            self.states.stretch(first, end).1 < end
-        };
-        for block in (0..here).rev().chain(here + 1..blocks).filter(split) {
-            if let Ok(opened) = self.open_block(block * BLOCK) {
-                self.counters.around(opened);
-                return self.open_block(page);
-            }
-        }
-        Err(scarce)
-    }
-
-    /// Puts a whole block within reach, bringing what is absent of it, and tells how many pages that were. Linux
-    /// has a limit on mappings, and every lone page that is opened costs two; a block that is open throughout costs none.
-    fn open_block(&self, page: u64) -> Result<u64, OpenError> {
-        // One at a time: it waits for pages while it owns others, which nobody else does.
-        let _one = self.block.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = page - page % BLOCK;
-        let pages = start..(start + BLOCK).min(self.states.count());
-        let mut owned = [false; BLOCK as usize];
-        let mut result = Ok(());
-        for page in pages.clone() {
-            match self.own(page) {
-                Ok(ours) => owned[(page - start) as usize] = ours,
-                Err(error) => {
-                    result = Err(OpenError::Other(error));
-                    break;
-                }
-            }
-        }
-        let (offset, end) = (start * GRANULE, (pages.end * GRANULE).min(self.ram().size()));
-        let opened = result.and_then(|()| self.ram().open(offset, end - offset).map_err(OpenError::Protect));
-        self.finish_block(start, &owned, opened)
-    }
-
-    /// Gives the pages of a block that are ours their new state, whether or not the block could be opened.
-    fn finish_block(&self, start: u64, owned: &[bool], mut result: Result<(), OpenError>) -> Result<u64, OpenError> {
-        let (mut at, mut count) = (start, 0);
-        for run in owned.chunk_by(|a, b| a == b) {
-            let pages = at..at + run.len() as u64;
-            at = pages.end;
-            match &result {
-                _ if !run[0] => {}
-                Ok(()) => {
-                    count += run.len() as u64;
-                    result = self.publish(pages).map_err(OpenError::Other);
-                }
-                Err(_) => pages.for_each(|page| self.states.release(page, FILLED)),
-            }
-        }
-        result.map(|()| count)
-    }
-
-    /// Makes a page ours and filled. `false` if it is present.
-    fn own(&self, page: u64) -> Result<bool> {
-        loop {
-            match self.states.claim(page) {
-                Claim::Fill => return self.fill(page).map(|()| true).map_err(|error| self.give_up(page, error)),
-                Claim::Open => return Ok(true),
-                Claim::Busy => self.states.wait(page),
-                Claim::Present => return Ok(false),
-                Claim::Poisoned => return Err(self.lost(page)),
-            }
-        }
-    }
-
     /// Takes a page whose bytes are here, or are known to be zero, if nobody else has it.
     fn take_cheap(&self, page: u64) -> bool {
-        if self.states.claim_from(page, FILLED) {
+        if self.states.claim_from(page, FILLED, OPENING) {
             return true;
         }
         let zero = || self.source().is_some_and(|source| source.known_zero(page * GRANULE, GRANULE) == GRANULE);
-        if self.states.get(page) == ABSENT && zero() && self.states.claim_from(page, ABSENT) {
+        if self.states.get(page) == ABSENT && zero() && self.states.claim_from(page, ABSENT, FILLING) {
             self.counters.filled(Origin::Zero, 1, 0);
             return true;
         }
         false
     }
 
-    /// Brings the bytes of a page that is ours. RAM that nobody has filled is zero already.
-    fn fill(&self, page: u64) -> Result<(), SourceError> {
-        self.fill_by(page, |source, offset, buf| source.read(offset, buf))
+    /// Brings the bytes of a page that is READING, and leaves it FILLING. `false`: it was taken away from us meanwhile.
+    pub(super) fn fill(&self, page: u64) -> Result<bool> {
+        let mut bytes = [0; GRANULE as usize];
+        let bytes = &mut bytes[..self.length(page) as usize];
+        let read = |bytes: &mut [u8]| {
+            let source = self.source().ok_or_else(|| SourceError::Damaged("the source is closed".into()))?;
+            match source.known_zero(page * GRANULE, GRANULE) {
+                GRANULE => Ok(Origin::Zero),
+                _ => source.read(page * GRANULE, bytes),
+            }
+        };
+        match read(bytes).and_then(|origin| self.put(page, origin, bytes)) {
+            Ok(ours) => Ok(ours),
+            Err(error) => self.give_up(page, error).map_or(Ok(false), Err),
+        }
     }
 
-    /// As [`Pager::fill`], with another way to read the source.
-    pub(super) fn fill_by<E: From<SourceError>>(
-        &self,
-        page: u64,
-        read: impl FnOnce(&dyn PageSource, u64, &mut [u8]) -> Result<Origin, E>,
-    ) -> Result<(), E> {
-        let offset = page * GRANULE;
-        let source = self.source().ok_or_else(|| SourceError::Damaged("the source is closed".into()))?;
-        if source.known_zero(offset, GRANULE) == GRANULE {
-            self.counters.filled(Origin::Zero, 1, 0);
-            return Ok(());
+    /// Bytes of a page: the last one may be shorter.
+    pub(super) fn length(&self, page: u64) -> u64 {
+        GRANULE.min(self.ram().size() - page * GRANULE)
+    }
+
+    /// Puts the bytes of a page that is READING into their place, and leaves it FILLING. `false`: it was taken away from us meanwhile, and
+    /// nothing was done. After an error it is READING as before. RAM that nobody has filled is zero already.
+    pub(super) fn put(&self, page: u64, origin: Origin, bytes: &[u8]) -> Result<bool, SourceError> {
+        if !self.states.keep(page) {
+            return Ok(false);
         }
-        // On this thread's stack: a thread of the net does not allocate.
-        let mut bytes = [0; GRANULE as usize];
-        let bytes = &mut bytes[..GRANULE.min(self.ram().size() - offset) as usize];
-        let origin = read(&*source, offset, bytes)?;
-        if origin != Origin::Zero {
-            let failed = |e: io::Error| SourceError::Damaged(format!("guest RAM cannot be filled: {e}"));
-            self.ram().write_fill(offset, bytes).map_err(failed)?;
+        if origin != Origin::Zero
+            && let Err(error) = self.ram().write_fill(page * GRANULE, bytes)
+        {
+            // Let go before the text is made.
+            self.states.release(page, READING);
+            return Err(SourceError::Damaged(format!("guest RAM cannot be filled: {error}")));
         }
         self.counters.filled(origin, 1, bytes.len() as u64);
-        Ok(())
+        Ok(true)
     }
 
-    /// A page that is ours cannot be had: for now, or for good.
-    pub(super) fn give_up(&self, page: u64, error: SourceError) -> Error {
-        let start = self.ram().base() + page * GRANULE;
+    /// A page that is READING cannot be had: for now, or for good. `None`: it was taken away from us meanwhile.
+    pub(super) fn give_up(&self, page: u64, error: SourceError) -> Option<Error> {
+        let (start, len) = (self.ram().base() + page * GRANULE, GRANULE);
         match error {
             SourceError::Unavailable(reason) | SourceError::Wrong(reason) => {
-                self.states.release(page, ABSENT);
-                Error::PageUnavailable { start, len: GRANULE, reason }
+                self.states.give_back(page, ABSENT).then_some(Error::PageUnavailable { start, len, reason })
             }
             SourceError::Damaged(reason) => {
+                // Before the page is poisoned: who finds it so finds the reason.
                 let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
                 damage.get_or_insert_with(|| reason.clone());
                 drop(damage);
-                self.states.release(page, POISONED);
-                self.counters.lost();
-                Error::PageLost { start, len: GRANULE, reason }
+                self.states.give_back(page, POISONED).then(|| {
+                    self.counters.lost();
+                    Error::PageLost { start, len, reason }
+                })
             }
         }
     }
@@ -424,20 +386,24 @@ impl Pager {
         Ok(result?)
     }
 
-    fn open_pages(&self, pages: Range<u64>) -> Result<(), OpenError> {
-        let offset = pages.start * GRANULE;
-        let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
-        if let Err(source) = self.ram().open(offset, len) {
+    fn open_pages(&self, pages: Range<u64>) -> Result<(), Refusal> {
+        let (offset, len) = self.bytes(&pages);
+        if let Err(error) = self.ram().open(offset, len) {
             pages.for_each(|page| self.states.release(page, FILLED));
-            return Err(OpenError::Protect(source));
+            return Err(Refusal::Protect(error.raw_os_error().unwrap_or(0)));
         }
-        self.publish(pages).map_err(OpenError::Other)
+        self.publish(pages)
+    }
+
+    /// Offset and length of pages.
+    pub(super) fn bytes(&self, pages: &Range<u64>) -> (u64, u64) {
+        let offset = pages.start * GRANULE;
+        (offset, (pages.end * GRANULE).min(self.ram().size()) - offset)
     }
 
     /// Maps pages that are ours and open at stage 2, and makes them present.
-    fn publish(&self, pages: Range<u64>) -> Result<()> {
-        let offset = pages.start * GRANULE;
-        let len = (pages.end * GRANULE).min(self.ram().size()) - offset;
+    pub(super) fn publish(&self, pages: Range<u64>) -> Result<(), Refusal> {
+        let (offset, len) = self.bytes(&pages);
         let result = self.mapped.map(offset, len, self.mapped.arrival());
         for page in pages {
             match result {
@@ -446,7 +412,7 @@ impl Pager {
                 Err(_) => self.states.release(page, FILLED),
             }
         }
-        result
+        result.map_err(Refusal::Map)
     }
 
     /// If the last page has just come, the source, its files and connections are let go. For every thread that brings pages
@@ -455,7 +421,7 @@ impl Pager {
         if !self.complete.swap(false, Ordering::AcqRel) {
             return;
         }
-        let source = self.source.write().unwrap_or_else(PoisonError::into_inner).take();
+        let source = self.source.take().take();
         tracing::debug!(pages = self.states.count(), "all of guest RAM is present");
         drop(source);
     }

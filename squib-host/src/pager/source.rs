@@ -30,16 +30,10 @@ pub enum SourceError {
     Damaged(String),
 }
 
-/// What came of a read that may neither allocate nor wait for a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quiet {
-    /// The bytes are in the buffer.
-    Done(Origin),
-    /// They cannot be had; [`PageSource::read`] tells why.
-    Failed,
-    /// This takes [`PageSource::read`].
-    Unable,
-}
+/// The bytes cannot be had, or are not right. [`PageSource::read`] tells why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a page cannot be had")]
+pub struct Unexplained;
 
 /// The content of RAM at the moment of a snapshot. Asked by many threads at once.
 pub trait PageSource: Send + Sync + fmt::Debug {
@@ -50,12 +44,14 @@ pub trait PageSource: Send + Sync + fmt::Debug {
     /// the source can. Blocks, but never for ever. When it fails, the content of `buf` means nothing.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError>;
 
-    /// As [`PageSource::read`], for one page, for a thread that answers another one's exception: that one may hold any lock, the
-    /// allocator's included, so this allocates nothing, waits for no lock, prints nothing, and does not explain itself.
-    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Quiet {
-        let _ = (offset, buf);
-        Quiet::Unable
-    }
+    /// As [`PageSource::read`], for one page (`offset` is a multiple of 16 KiB, `buf` as long as the page), for a thread that answers
+    /// another one's exception. That one may have been stopped anywhere, in the allocator, in a print, in [`PageSource::read`] even, and
+    /// goes on when this returns. So an implementation allocates and frees nothing, prints nothing, waits for no lock that a thread
+    /// can hold while it does such things, and touches no absent memory; not on its way to an error either. Buffers and whatever else it
+    /// takes are made with the source. Called by two threads at once, beside threads that read.
+    ///
+    /// When it fails, a page that is needed ends the process: so it is as patient as [`PageSource::read`].
+    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, Unexplained>;
 
     /// These bytes of RAM will be asked for soon. A hint, given once for each block of 2 MiB: must not wait for what it asks for.
     fn expect(&self, offset: u64, len: u64) {

@@ -1,16 +1,24 @@
 //! The states of pages: who may do what to a page, decided by one atomic word per granule.
 //!
 //! ```text
-//!             claim                 filled                claim                opened
-//!   ABSENT  -------->  FILLING  -------------->  FILLED  ------->  OPENING  ------------>  PRESENT
-//!      ^                  |  |                      ^                 |
-//!      +--- unavailable --+  +--- damaged: POISONED +----- failed ----+
+//!             claim               bytes are read             filled                claim               opened
+//!   ABSENT  -------->  READING  ------------------> FILLING  ------> FILLED  ------------->  OPENING  -------> PRESENT
+//!      ^  ^              |  |   \                      ^  |             ^                       |
+//!      |  +- unavailable-+  |    damaged: POISONED      |  |             +-------- failed -------+
+//!      +--------------------|---- the net failed -------|--+
+//!                           +------- the net's claim ---+
 //! ```
 //!
 //! FILLING and OPENING have one owner, the thread whose claim succeeded; everyone else waits and looks again. A demand fault goes
 //! the whole way at once (FILLING straight to PRESENT); the prefetcher leaves its pages FILLED, where the next touch finds them.
 //! The bytes of a FILLED page are complete, but nobody can reach them yet; those of a PRESENT page can be reached by the
 //! host and by the guest. So no one ever sees a page half filled, and no one but the owner changes what is mapped.
+//!
+//! READING has an owner, too, who reads the bytes into a buffer of its own and may allocate and take locks for it. For the threads of
+//! the net that is no claim: the thread they work for may hold just what that owner waits for, the allocator say. So they take
+//! such a page away, and read it quietly ([`quiet`](super::quiet)). The former owner notices, since only whoever finds
+//! the page READING may go on with it, and looks again. Whoever owns a page that is FILLING or OPENING neither allocates nor takes a
+//! lock until it has let the page go, and waits for no other page: so waiting for such a page has an end, whoever waits.
 //!
 //! Waiting is by the kernel's wait on the word itself: no lock, no allocation.
 
@@ -25,23 +33,26 @@ use crate::memory::GRANULE;
 
 /// Nothing is known of the page's bytes here.
 pub const ABSENT: u32 = 0;
-/// Its owner brings the bytes.
-pub const FILLING: u32 = 1;
+/// Somebody reads the bytes into a buffer.
+pub const READING: u32 = 1;
+/// Its owner puts the bytes into their place.
+pub const FILLING: u32 = 2;
 /// The bytes are here, out of reach.
-pub const FILLED: u32 = 2;
+pub const FILLED: u32 = 3;
 /// Its owner puts the page within reach.
-pub const OPENING: u32 = 3;
+pub const OPENING: u32 = 4;
 /// An ordinary page.
-pub const PRESENT: u32 = 4;
+pub const PRESENT: u32 = 5;
 /// The bytes cannot be had.
-pub const POISONED: u32 = 5;
-/// Beside FILLING or OPENING: somebody sleeps.
+pub const POISONED: u32 = 6;
+/// Beside READING, FILLING or OPENING: somebody sleeps.
 const WAITERS: u32 = 8;
 
 /// What a thread that needs a page has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The page is ours: bring its bytes, then put it within reach.
+    /// The page is ours: bring its bytes, then put it within reach. After [`PageStates::claim`] it is READING, and goes on by
+    /// [`PageStates::keep`] or [`PageStates::give_back`]; after [`PageStates::claim_at_once`] it is FILLING.
     Fill,
     /// The page is ours: put it within reach.
     Open,
@@ -87,7 +98,7 @@ impl Word for AtomicU32 {
 fn claim(word: &impl Word) -> Claim {
     loop {
         match word.load() {
-            ABSENT if word.exchange(ABSENT, FILLING) => return Claim::Fill,
+            ABSENT if word.exchange(ABSENT, READING) => return Claim::Fill,
             FILLED if word.exchange(FILLED, OPENING) => return Claim::Open,
             ABSENT | FILLED => {}
             PRESENT => return Claim::Present,
@@ -97,12 +108,58 @@ fn claim(word: &impl Word) -> Claim {
     }
 }
 
+/// As [`claim`], for those who must not wait for somebody who reads.
+fn claim_at_once(word: &impl Word) -> Claim {
+    loop {
+        match word.load() {
+            ABSENT if word.exchange(ABSENT, FILLING) => return Claim::Fill,
+            FILLED if word.exchange(FILLED, OPENING) => return Claim::Open,
+            ABSENT | FILLED => {}
+            PRESENT => return Claim::Present,
+            POISONED => return Claim::Poisoned,
+            value if value & !WAITERS != READING => return Claim::Busy,
+            // Who sleeps sleeps on: until the new owner's last word.
+            value if word.exchange(value, FILLING | value & WAITERS) => return Claim::Fill,
+            _ => {}
+        }
+    }
+}
+
+/// From READING to FILLING. `false`: somebody else has taken the page.
+fn keep(word: &impl Word) -> bool {
+    loop {
+        let value = word.load();
+        if value & !WAITERS != READING {
+            return false;
+        }
+        if word.exchange(value, FILLING | value & WAITERS) {
+            return true;
+        }
+    }
+}
+
+/// From READING to `state`. `false`: somebody else has taken the page.
+fn give_back(word: &impl Word, state: u32) -> bool {
+    loop {
+        let value = word.load();
+        if value & !WAITERS != READING {
+            return false;
+        }
+        if word.exchange(value, state) {
+            if value & WAITERS != 0 {
+                word.wake_all();
+            }
+            return true;
+        }
+    }
+}
+
 /// Sleeps while the page has an owner.
 fn wait_for_owner(word: &impl Word) {
     loop {
         let value = word.load();
         let owned = value & !WAITERS;
-        if owned != FILLING && owned != OPENING {
+        if !matches!(owned, READING | FILLING | OPENING) {
             return;
         }
         if value & WAITERS != 0 || word.exchange(value, value | WAITERS) {
@@ -170,15 +227,31 @@ impl PageStates {
         (present, end.unwrap_or(limit))
     }
 
-    /// Tries to take a page. [`Claim::Fill`] and [`Claim::Open`] are to be answered by
-    /// [`PageStates::release`] or [`PageStates::publish`].
+    /// Tries to take a page. Of one that is FILLING or OPENING the owner's last word is [`PageStates::release`] or
+    /// [`PageStates::publish`].
     pub fn claim(&self, page: u64) -> Claim {
         claim(&self.words[page as usize])
     }
 
-    /// Takes a page whose state is `from` (ABSENT or FILLED), or leaves it.
-    pub fn claim_from(&self, page: u64, from: u32) -> bool {
-        Word::exchange(&self.words[page as usize], from, from + 1)
+    /// As [`PageStates::claim`], for the threads of the net: one that is READING is taken away from who reads, and is FILLING at
+    /// once.
+    pub fn claim_at_once(&self, page: u64) -> Claim {
+        claim_at_once(&self.words[page as usize])
+    }
+
+    /// Takes a page from ABSENT to READING or FILLING, or from FILLED to OPENING, or leaves it.
+    pub fn claim_from(&self, page: u64, from: u32, to: u32) -> bool {
+        Word::exchange(&self.words[page as usize], from, to)
+    }
+
+    /// The bytes of a page that was READING are here to be put into place: it is FILLING now. `false`: somebody else has taken it.
+    pub fn keep(&self, page: u64) -> bool {
+        keep(&self.words[page as usize])
+    }
+
+    /// Gives a page that was READING a new state. `false`: somebody else has taken it.
+    pub fn give_back(&self, page: u64, state: u32) -> bool {
+        give_back(&self.words[page as usize], state)
     }
 
     /// Sleeps while the page has an owner.
@@ -186,12 +259,12 @@ impl PageStates {
         wait_for_owner(&self.words[page as usize]);
     }
 
-    /// Gives a page that was taken a new state other than PRESENT.
+    /// Gives a page that is FILLING or OPENING a new state other than PRESENT.
     pub fn release(&self, page: u64, state: u32) {
         release(&self.words[page as usize], state);
     }
 
-    /// Makes a page that was taken PRESENT. `true` if it was the last one missing.
+    /// Makes a page that is FILLING or OPENING PRESENT. `true` if it was the last one missing.
     pub fn publish(&self, page: u64) -> bool {
         release(&self.words[page as usize], PRESENT);
         self.missing.fetch_sub(1, Ordering::AcqRel) == 1
@@ -199,192 +272,4 @@ impl PageStates {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use loom::sync::atomic as model;
-    use loom::sync::{Arc, Condvar, Mutex};
-    use loom::thread;
-
-    /// A word whose wait is the kernel's: looking and falling asleep are one step for whoever wakes.
-    struct ModelWord {
-        value: model::AtomicU32,
-        lock: Mutex<()>,
-        changed: Condvar,
-    }
-
-    impl ModelWord {
-        fn new(value: u32) -> ModelWord {
-            ModelWord { value: model::AtomicU32::new(value), lock: Mutex::new(()), changed: Condvar::new() }
-        }
-    }
-
-    impl Word for ModelWord {
-        fn load(&self) -> u32 {
-            self.value.load(Ordering::Acquire)
-        }
-
-        fn exchange(&self, from: u32, to: u32) -> bool {
-            self.value.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        }
-
-        fn swap(&self, to: u32) -> u32 {
-            self.value.swap(to, Ordering::AcqRel)
-        }
-
-        fn wait(&self, value: u32) {
-            let guard = self.lock.lock().unwrap();
-            if self.load() == value {
-                drop(self.changed.wait(guard).unwrap());
-            }
-        }
-
-        fn wake_all(&self) {
-            let _guard = self.lock.lock().unwrap();
-            self.changed.notify_all();
-        }
-    }
-
-    struct Page {
-        word: ModelWord,
-        bytes: model::AtomicU32,
-        fills: model::AtomicU32,
-    }
-
-    const CONTENT: u32 = 0x5eed;
-
-    fn page(state: u32) -> Arc<Page> {
-        let (bytes, fills) = (model::AtomicU32::new(0), model::AtomicU32::new(0));
-        Arc::new(Page { word: ModelWord::new(state), bytes, fills })
-    }
-
-    fn fill(page: &Page) {
-        page.fills.fetch_add(1, Ordering::Relaxed);
-        page.bytes.store(CONTENT, Ordering::Relaxed);
-    }
-
-    /// What a faulting thread does; `available` is asked by whoever fills.
-    fn fault(page: &Page, mut available: impl FnMut() -> bool) -> bool {
-        loop {
-            match claim(&page.word) {
-                Claim::Fill if available() => {
-                    fill(page);
-                    release(&page.word, PRESENT);
-                }
-                Claim::Fill => {
-                    release(&page.word, ABSENT);
-                    return false;
-                }
-                Claim::Open => release(&page.word, PRESENT),
-                Claim::Busy => wait_for_owner(&page.word),
-                Claim::Present => {
-                    assert_eq!(page.bytes.load(Ordering::Relaxed), CONTENT, "a page that is present is complete");
-                    return true;
-                }
-                Claim::Poisoned => return false,
-            }
-        }
-    }
-
-    fn explore(body: impl Fn() + Sync + Send + 'static) {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(body);
-    }
-
-    #[test]
-    fn three_threads_on_one_page_fill_it_once_and_none_sleeps_for_ever() {
-        explore(|| {
-            let page = page(ABSENT);
-            let others: Vec<_> = (0..2)
-                .map(|_| {
-                    let page = Arc::clone(&page);
-                    thread::spawn(move || assert!(fault(&page, || true)))
-                })
-                .collect();
-            assert!(fault(&page, || true));
-            others.into_iter().for_each(|other| other.join().unwrap());
-            assert_eq!(page.fills.load(Ordering::Relaxed), 1);
-        });
-    }
-
-    #[test]
-    fn the_prefetcher_and_a_fault_agree_on_who_fills() {
-        explore(|| {
-            let page = page(ABSENT);
-            let prefetcher = {
-                let page = Arc::clone(&page);
-                thread::spawn(move || {
-                    if page.word.exchange(ABSENT, FILLING) {
-                        fill(&page);
-                        release(&page.word, FILLED);
-                    }
-                    // The last sweep: what nobody touched is put within reach.
-                    if page.word.exchange(FILLED, OPENING) {
-                        release(&page.word, PRESENT);
-                    }
-                })
-            };
-            assert!(fault(&page, || true));
-            prefetcher.join().unwrap();
-            assert_eq!(page.fills.load(Ordering::Relaxed), 1);
-        });
-    }
-
-    #[test]
-    fn a_source_that_was_away_is_asked_again_by_the_next_one() {
-        explore(|| {
-            let page = page(ABSENT);
-            let away = {
-                let page = Arc::clone(&page);
-                thread::spawn(move || fault(&page, || false))
-            };
-            assert!(fault(&page, || true), "this one's source answers");
-            away.join().unwrap();
-            assert_eq!(page.fills.load(Ordering::Relaxed), 1);
-        });
-    }
-
-    #[test]
-    fn a_poisoned_page_wakes_its_waiters_and_stays_poisoned() {
-        explore(|| {
-            let page = page(ABSENT);
-            let owner = {
-                let page = Arc::clone(&page);
-                thread::spawn(move || {
-                    if claim(&page.word) == Claim::Fill {
-                        release(&page.word, POISONED);
-                    }
-                })
-            };
-            if claim(&page.word) == Claim::Fill {
-                release(&page.word, POISONED);
-            }
-            wait_for_owner(&page.word);
-            owner.join().unwrap();
-            assert_eq!(claim(&page.word), Claim::Poisoned);
-            assert_eq!(page.fills.load(Ordering::Relaxed), 0);
-        });
-    }
-
-    #[test]
-    fn ranges_touch_the_pages_they_lie_in() {
-        let states = PageStates::absent(10 * GRANULE).unwrap();
-        assert_eq!(PageStates::pages(GRANULE - 1, 2), 0..2);
-        assert_eq!(PageStates::pages(5 * GRANULE, GRANULE), 5..6);
-        assert!(PageStates::pages(7, 0).is_empty());
-        for page in 3..5 {
-            assert_eq!(states.claim(page), Claim::Fill);
-            assert!(!states.publish(page));
-        }
-        assert_eq!(states.missing(), 8);
-        assert!(states.all_present(3 * GRANULE, 2 * GRANULE));
-        assert!(!states.all_present(3 * GRANULE, 2 * GRANULE + 1));
-        assert_eq!(states.stretch(0, 10), (false, 3));
-        assert_eq!(states.stretch(3, 10), (true, 5));
-        assert_eq!(states.stretch(5, 7), (false, 7));
-        assert!(!states.claim_from(5, FILLED) && states.claim_from(5, ABSENT));
-        assert_eq!(states.claim(5), Claim::Busy);
-        states.release(5, FILLED);
-        assert_eq!(states.claim(5), Claim::Open);
-    }
-}
+mod tests;

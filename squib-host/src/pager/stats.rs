@@ -1,10 +1,9 @@
 //! What the pager did: faults by who met them, pages by where they came from, and how long a fault took.
 //!
-//! Counting takes no lock that a faulting thread can hold and allocates nothing: counters are atomics, and the histograms have
-//! their full size from the start.
+//! Counting takes no lock and allocates nothing, since threads of the net do it: counters are atomics, and so are the buckets of
+//! latencies, all of which are there from the start. A histogram is made of them when somebody asks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -31,23 +30,43 @@ const CAUSES: usize = 5;
 /// Longest latency that is told apart: a minute.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
+/// Bits of a latency that are kept: two digits, as the histogram made of them has.
+const BITS: u32 = 8;
+/// Buckets up to the one of [`LATENCY_MAX_NS`].
+const BUCKETS: usize = bucket(LATENCY_MAX_NS) + 1;
+
+/// The bucket of a latency: below 256 ns each has its own, above that each power of two is divided into 128.
+const fn bucket(ns: u64) -> usize {
+    let shift = (u64::BITS - ns.leading_zeros()).saturating_sub(BITS);
+    (shift as usize) * (1 << (BITS - 1)) + (ns >> shift) as usize
+}
+
+/// The least latency of a bucket.
+fn least(bucket: usize) -> u64 {
+    let shift = (bucket >> (BITS - 1)).saturating_sub(1);
+    ((bucket - (shift << (BITS - 1))) as u64) << shift
+}
+
 /// Fault latencies: nanoseconds, to two digits.
 #[derive(Debug)]
-struct Latencies(Mutex<Histogram<u64>>);
+struct Latencies(Box<[AtomicU64]>);
 
 impl Latencies {
     fn new() -> Latencies {
-        // Bounds and digits are constants that the histogram accepts.
-        Latencies(Mutex::new(Histogram::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("constant bounds")))
+        Latencies((0..BUCKETS).map(|_| AtomicU64::new(0)).collect())
     }
 
     fn record(&self, latency: Duration) {
-        let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(ns);
+        let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).clamp(1, LATENCY_MAX_NS);
+        self.0[bucket(ns)].fetch_add(1, Ordering::Relaxed);
     }
 
     fn summary(&self) -> Latency {
-        let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Bounds and digits are constants that the histogram accepts.
+        let mut histogram = Histogram::<u64>::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("constant bounds");
+        let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed)).enumerate();
+        // Within the bounds: `record` saw to it.
+        counts.filter(|&(_, count)| count > 0).for_each(|(at, count)| histogram.saturating_record_n(least(at), count));
         let at = |quantile| Duration::from_nanos(histogram.value_at_quantile(quantile));
         Latency { count: histogram.len(), median: at(0.5), p99: at(0.99), max: Duration::from_nanos(histogram.max()) }
     }
@@ -244,5 +263,28 @@ impl PagerStats {
     /// Pages whose bytes were fetched from somewhere, over pages that somebody needed: 1 is a perfect pager.
     pub fn fetched_over_demanded(&self) -> f64 {
         (self.pages_file + self.pages_server) as f64 / self.pages_demanded.max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_are_what_a_histogram_of_two_digits_makes_of_them() {
+        let (latencies, mut histogram) =
+            (Latencies::new(), Histogram::<u64>::new_with_bounds(1, LATENCY_MAX_NS, 2).unwrap());
+        let powers = (0..36).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit, (1 << bit) + 1, (1 << bit) * 3 / 2]);
+        for ns in powers.chain([0, LATENCY_MAX_NS, u64::MAX]).chain((0..200_000).step_by(7)) {
+            latencies.record(Duration::from_nanos(ns));
+            histogram.saturating_record(ns.clamp(1, LATENCY_MAX_NS));
+            let bucket = bucket(ns.min(LATENCY_MAX_NS));
+            assert!(least(bucket) <= ns && super::bucket(least(bucket)) == bucket, "{ns}");
+        }
+        let summary = latencies.summary();
+        assert_eq!(summary.count, histogram.len());
+        for (found, quantile) in [(summary.median, 0.5), (summary.p99, 0.99), (summary.max, 1.0)] {
+            assert_eq!(found.as_nanos() as u64, histogram.value_at_quantile(quantile), "{quantile}");
+        }
     }
 }

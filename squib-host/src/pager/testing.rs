@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::source::{Origin, PageSource, SourceError};
+use super::source::{Origin, PageSource, SourceError, Unexplained};
 use super::{PageStates, Pager};
 use crate::hv::stage2::MappedRam;
 use crate::hv::vm::BareVm;
@@ -25,6 +25,8 @@ pub struct TestSource {
     pub expected: Mutex<Vec<(u64, usize)>>,
     /// The server is away.
     pub away: AtomicBool,
+    /// Nothing is read until this is over, but quietly.
+    pub stalled: AtomicBool,
     /// Pages that are damaged.
     pub damaged: Mutex<HashSet<u64>>,
 }
@@ -39,6 +41,7 @@ impl TestSource {
             order: Mutex::default(),
             expected: Mutex::default(),
             away: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             damaged: Mutex::default(),
         })
     }
@@ -73,6 +76,31 @@ impl PageSource for TestSource {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError> {
+        let result = self.give(offset, buf);
+        while self.stalled.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        result
+    }
+
+    /// Not as quiet as it should be: nobody in these tests holds a lock of this source, or the allocator, when it faults.
+    fn read_quietly(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, Unexplained> {
+        self.give(offset, buf).map_err(|_| Unexplained)
+    }
+
+    fn expect(&self, offset: u64, _len: u64) {
+        let read = self.order.lock().unwrap().len();
+        self.expected.lock().unwrap().push((offset, read));
+    }
+
+    fn known_zero(&self, offset: u64, len: u64) -> u64 {
+        let part = &self.bytes[offset as usize..][..len as usize];
+        if part.iter().all(|&byte| byte == 0) { len } else { 0 }
+    }
+}
+
+impl TestSource {
+    fn give(&self, offset: u64, buf: &mut [u8]) -> Result<Origin, SourceError> {
         if self.away.load(Ordering::Relaxed) {
             return Err(SourceError::Unavailable("the test's source is away".into()));
         }
@@ -87,16 +115,6 @@ impl PageSource for TestSource {
         std::thread::yield_now();
         buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
         Ok(Origin::Server)
-    }
-
-    fn expect(&self, offset: u64, _len: u64) {
-        let read = self.order.lock().unwrap().len();
-        self.expected.lock().unwrap().push((offset, read));
-    }
-
-    fn known_zero(&self, offset: u64, len: u64) -> u64 {
-        let part = &self.bytes[offset as usize..][..len as usize];
-        if part.iter().all(|&byte| byte == 0) { len } else { 0 }
     }
 }
 

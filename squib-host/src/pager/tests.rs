@@ -292,6 +292,35 @@ fn scarce_mappings_cost_blocks_and_nothing_else() {
     assert_eq!(lazy.source.reads().0, 1);
 }
 
+/// The same for the net, beside others.
+#[test]
+fn scarce_mappings_are_no_obstacle_to_the_net() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let memory = lazy.ram.guest_memory().unwrap();
+    page_of(&memory, 1);
+    lazy.ram.make_mappings_scarce();
+    lazy.source.damaged.lock().unwrap().insert(200);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let lazy = &lazy;
+            scope.spawn(move || {
+                let memory = lazy.ram.guest_memory().unwrap();
+                for page in [77, 0, 300 + thread, 127, 511 - thread] {
+                    match thread % 2 {
+                        0 => assert_eq!(lazy.pager.exception(page * GRANULE), super::quiet::Caught::Resolved),
+                        _ => assert_eq!(page_of(&memory, page), expected(&lazy.source, page)),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(lazy.pager.stats().pages_missing, 128, "all but the block that is damaged, which nobody needed");
+    for _ in 0..2 {
+        assert_eq!(lazy.pager.exception(199 * GRANULE), super::quiet::Caught::Failed, "its block cannot be opened");
+    }
+    assert_eq!(page_of(&memory, 383), expected(&lazy.source, 383));
+}
+
 /// What the accessor was not asked for is caught, on threads that have guest memory, and counted.
 #[test]
 fn a_touch_that_nobody_announced_brings_its_page() {
@@ -317,4 +346,56 @@ fn a_touch_that_nobody_announced_brings_its_page() {
     let stats = lazy.pager.stats();
     assert!(stats.pages_missing == 0 && stats.faults_exception >= PAGES, "{stats:?}");
     assert_eq!((stats.faults_host, lazy.source.reads().0), (0, 1));
+}
+
+/// The prefetcher reads pages, and takes its time; what is touched meanwhile, by a thread that must not wait for that, arrives and stays.
+#[test]
+fn the_net_takes_pages_away_from_the_prefetcher() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let net = Arc::new(super::Net::spread(&lazy.pager).unwrap());
+    lazy.ram.set_net(Arc::downgrade(&net));
+    lazy.source.stalled.store(true, Ordering::Relaxed);
+    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), None, |_| Vec::new()).unwrap();
+    wait("the prefetcher reads", || lazy.source.reads().1 > 0);
+    let memory = lazy.ram.guest_memory().unwrap();
+    let touched = [2, 0, 5, 3, 400];
+    for page in touched {
+        let at = (page * GRANULE) as usize;
+        // SAFETY: an aligned byte of the guest view, which lives as long as `lazy`; an absent page is brought by the exception handler
+        // before the access goes on.
+        let byte = unsafe { lazy.ram.guest_view().add(at).read_volatile() };
+        assert_eq!(byte, lazy.source.bytes()[at]);
+        memory.write_obj(7u8, GuestAddress(BASE + page * GRANULE)).unwrap();
+    }
+    lazy.source.stalled.store(false, Ordering::Relaxed);
+    wait("streaming comes to an end", || lazy.pager.is_done());
+    drop(prefetcher);
+    for page in 0..PAGES {
+        let mut expected = expected(&lazy.source, page).to_vec();
+        if touched.contains(&page) {
+            expected[0] = 7;
+        }
+        assert!(page_of(&memory, page) == expected, "page {page}");
+    }
+    let stats = lazy.pager.stats();
+    let touched = touched.len() as u64;
+    assert_eq!((stats.faults_exception, stats.pages_prefetched), (touched, PAGES - touched), "{stats:?}");
+    assert_eq!(stats.pages_zero + stats.pages_server, PAGES, "each page arrived once: {stats:?}");
+}
+
+/// A page that cannot be put within reach says so to whoever asks for it in the ordinary way; the bytes stay.
+#[test]
+fn a_mapping_that_is_refused_is_explained() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let other = crate::memory::GuestRam::new(BASE + 5 * GRANULE, GRANULE, false).unwrap();
+    let other = crate::hv::stage2::MappedRam::whole(other).unwrap();
+    for _ in 0..2 {
+        assert_eq!(lazy.pager.exception(5 * GRANULE), super::quiet::Caught::Failed);
+        let error = lazy.pager.guest_fault(5 * GRANULE, Cause::GuestData).unwrap_err();
+        let said = "refused to map 0x4000 bytes of guest RAM at 0x40014000";
+        assert!(matches!(error, Error::Hypervisor { .. }) && error.to_string().contains(said), "{error}");
+    }
+    drop(other);
+    assert_eq!(lazy.pager.guest_fault(5 * GRANULE, Cause::GuestData).unwrap(), Brought::Now);
+    assert_eq!(lazy.source.reads(), (1, 1));
 }

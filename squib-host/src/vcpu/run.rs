@@ -44,22 +44,24 @@ const REFUSALS: u32 = 16;
 /// What all vCPUs of a machine share.
 #[derive(Debug)]
 pub struct Shared {
+    // Dropped in this order.
+    /// Devices; set before the first run.
+    pub bus: std::sync::OnceLock<Bus>,
+    /// Catches touches of absent RAM that the accessor was not asked for. Dropped after the devices, whose threads use it, and before RAM,
+    /// which it keeps.
+    pub _net: Option<Arc<Net>>,
     /// RAM at stage 2. Dropped before the virtual machine.
     pub faults: RamFaults,
     /// The virtual machine.
     pub vm: VirtualMachineInstance<GicEnabled>,
     /// Stop and go.
     pub control: Control,
-    /// Devices; set before the first run.
-    pub bus: std::sync::OnceLock<Bus>,
     /// Guest RAM; each thread that touches it has a [`GuestMemory`] of its own.
     pub ram: Arc<GuestRam>,
     /// Redistributor frame of each vCPU.
     pub redistributors: std::sync::OnceLock<Vec<u64>>,
     /// Nothing may depend on host time.
     pub deterministic: bool,
-    /// Catches touches of absent RAM that the accessor was not asked for. Dropped after the devices, whose threads use it.
-    pub _net: Option<Arc<Net>>,
 }
 
 impl Shared {

@@ -1,6 +1,7 @@
 //! Our client and an independent server, which misbehaves.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -174,6 +175,46 @@ fn a_server_that_comes_back_is_found_and_another_is_not_taken() {
     let _server = saved.serve();
     let page = waiting.join().expect("the thread").expect("read");
     assert!(page == saved.ram[PAGE..2 * PAGE]);
+}
+
+#[test]
+fn a_diff_of_pages_that_no_server_gives_out_is_refused_with_the_remedy() {
+    let mut saved = Saved::new(6 * MIB, 0);
+    saved.diff(1, 2048, 0);
+    let error = saved.connect().expect_err("pages of 2 KiB").to_string();
+    assert!(error.contains("1.state") && error.contains("below 4 KiB") && error.contains("squib merge"), "{error}");
+}
+
+/// Its connections are the parent's, and stay so: a forked child neither uses nor ends them.
+#[test]
+fn a_forked_child_leaves_the_connections_alone() {
+    let saved = Saved::new(6 * MIB, 0);
+    let server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::None);
+    let mut source = Some(saved.connect().expect("connected"));
+    let mut page = vec![0; PAGE];
+    let mut reads = |source: &RemoteSource| {
+        source.read(0, &mut page).expect("read");
+        source.read_quietly(PAGE as u64, &mut page).expect("read");
+    };
+    reads(source.as_ref().expect("here"));
+    // SAFETY: the child only does what is in this block and leaves by `_exit`; the C library makes its allocator usable after fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let source = source.take().expect("here");
+        let mut page = vec![0; PAGE];
+        let error = source.read(0, &mut page).expect_err("the parent's").to_string();
+        let refused =
+            error.contains("a forked child has to make its own") && source.read_quietly(0, &mut page).is_err();
+        drop(source);
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(if refused { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child; the result goes to a local.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child was refused");
+    reads(source.as_ref().expect("here"));
+    assert_eq!(server.hellos.load(Ordering::SeqCst), 2, "the connections are the same");
 }
 
 #[test]

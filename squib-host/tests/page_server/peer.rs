@@ -171,6 +171,8 @@ pub struct Server {
     fault: Arc<Mutex<Fault>>,
     streams: Arc<Mutex<Vec<UnixStream>>>,
     pub requests: Arc<AtomicUsize>,
+    /// Connections on which HELLO came.
+    pub hellos: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -180,8 +182,9 @@ impl Server {
         let listener = UnixListener::bind(path).expect("bound");
         let fault = Arc::new(Mutex::new(fault));
         let (stopping, streams) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let requests = Arc::new(AtomicUsize::new(0));
-        let (stop, open, count, how) = (stopping.clone(), streams.clone(), requests.clone(), fault.clone());
+        let (requests, hellos) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (stop, open, how) = (stopping.clone(), streams.clone(), fault.clone());
+        let counts = (hellos.clone(), requests.clone());
         let ram = Arc::new(ram);
         let thread = thread::spawn(move || {
             let mut clients = Vec::new();
@@ -191,10 +194,10 @@ impl Server {
                 }
                 let stream = stream.expect("a client");
                 open.lock().expect("lock").push(stream.try_clone().expect("cloned"));
-                let (ram, count, how) = (ram.clone(), count.clone(), how.clone());
+                let (ram, (hellos, requests), how) = (ram.clone(), counts.clone(), how.clone());
                 clients.push(thread::spawn(move || {
                     let end = stream.try_clone().expect("cloned");
-                    serve(stream, &ram, identity, &how, &count);
+                    serve(stream, &ram, identity, &how, (&hellos, &requests));
                     let _ = end.shutdown(std::net::Shutdown::Both);
                 }));
             }
@@ -202,7 +205,7 @@ impl Server {
                 client.join().expect("a client's thread");
             }
         });
-        Server { path: path.to_owned(), stopping, fault, streams, requests, thread: Some(thread) }
+        Server { path: path.to_owned(), stopping, fault, streams, requests, hellos, thread: Some(thread) }
     }
 
     pub fn set(&self, fault: Fault) {
@@ -223,10 +226,17 @@ impl Drop for Server {
 }
 
 /// One client. Returns when the connection is at its end.
-fn serve(mut stream: UnixStream, ram: &[u8], identity: [u8; 16], fault: &Mutex<Fault>, count: &AtomicUsize) {
+fn serve(
+    mut stream: UnixStream,
+    ram: &[u8],
+    identity: [u8; 16],
+    fault: &Mutex<Fault>,
+    (hellos, count): (&AtomicUsize, &AtomicUsize),
+) {
     let now = || *fault.lock().expect("lock");
     let Some((HELLO, 0, hello)) = receive(&mut stream) else { return };
     assert_eq!(&hello[..8], b"SQUIBPGS");
+    hellos.fetch_add(1, Ordering::SeqCst);
     assert!(u16_at(&hello, 8) <= 1 && u16_at(&hello, 10) >= 1, "it speaks version 1");
     match now() {
         Fault::ClosesAtHello => return,

@@ -145,8 +145,8 @@ impl MemoryRecord {
         self.held_within(range).collect()
     }
 
-    /// As [`Self::ranges_within`], one after the other.
-    pub(crate) fn held_within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+    /// As [`Self::ranges_within`], one after the other, without an allocation.
+    pub fn held_within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
         let all = self.pages.is_none().then(|| range.clone());
         all.into_iter().chain(self.pages.iter().flat_map(move |pages| byte_ranges(pages, range.clone())))
     }

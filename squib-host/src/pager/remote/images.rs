@@ -241,7 +241,7 @@ impl Layer {
         for (part, sums) in sums.chunks((memory.sums.block_size() / PAGE) as usize).enumerate() {
             let block = range.start / memory.sums.block_size() + part as u64;
             let Some(expected) = memory.sums.get(block) else { continue };
-            if joiner.join(memory, block, sums) != expected {
+            if joiner.join(memory, block, sums.iter().copied()) != expected {
                 let path = self.path.display();
                 let block = memory.sums.block_range(block, memory.ram_size);
                 let text = format!(

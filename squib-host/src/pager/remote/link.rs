@@ -15,11 +15,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::protocol::{self, Hello, PAGE, VERSION, Welcome, code, kind};
+use squib_snapshot::SnapshotId;
+
+use super::protocol::{self, Hello, PAGE, Unfit, VERSION, Welcome, code, kind};
 use super::server::list;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Between attempts to connect, doubled each time.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(10);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a request had no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub(super) struct Target {
 #[derive(Debug)]
 pub(super) struct Link {
     target: Target,
+    /// The process it belongs to.
+    pid: u32,
     inner: Mutex<Inner>,
     changed: Condvar,
     /// Bytes of answers, over all connections.
@@ -85,12 +90,21 @@ impl Link {
     pub(super) fn new(target: Target) -> Arc<Link> {
         let state = State::Down { at: Instant::now(), pause: FIRST_PAUSE };
         let inner = Mutex::new(Inner { state, why: None, welcomed: false });
-        Arc::new(Link { target, inner, changed: Condvar::new(), received: AtomicU64::new(0) })
+        let (pid, changed) = (std::process::id(), Condvar::new());
+        Arc::new(Link { target, pid, inner, changed, received: AtomicU64::new(0) })
+    }
+
+    /// Whether this is a forked child's copy: the connection is the parent's, and the thread that receives is not here.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.pid != std::process::id()
     }
 
     /// The connection, made if there is none. With `patient` it is tried again until `deadline`, otherwise the first
     /// failure counts. The error says what went wrong last.
     pub(super) fn connection(self: &Arc<Self>, deadline: Instant, patient: bool) -> Result<Arc<Connection>, String> {
+        if self.is_inherited() {
+            return Err(format!("the connection is that of process {}: a forked child has to make its own", self.pid));
+        }
         let mut inner = lock(&self.inner);
         loop {
             let now = Instant::now();
@@ -129,6 +143,10 @@ impl Link {
 
     /// Gives the connection up for good.
     pub(super) fn close(&self) {
+        if self.is_inherited() {
+            // Shutting it down would end the parent's.
+            return;
+        }
         if let State::Up(connection) = std::mem::replace(&mut lock(&self.inner).state, State::Closed) {
             connection.fail("closed".into());
         }
@@ -201,7 +219,7 @@ impl Link {
             _ => e.to_string(),
         })?;
         let welcome = match kind {
-            kind::WELCOME => Welcome::decode(&body).map_err(|e| e.0)?,
+            kind::WELCOME => Welcome::decode(&body).map_err(|e| e.to_string())?,
             kind::ERROR => return Err(protocol::decode_error(&body).map_err(|e| e.0)?.1),
             other => return Err(format!("it answers HELLO with a frame of kind {other}: is it a page server?")),
         };
@@ -220,22 +238,17 @@ impl Link {
     /// Whether the server has what this machine needs.
     fn check(&self, welcome: &Welcome) -> Result<(), String> {
         let Hello { ram_size, layers, .. } = &self.target.hello;
-        if welcome.version != VERSION {
-            return Err(format!("it speaks version {}, this program version {VERSION}", welcome.version));
-        }
-        let unnamed = welcome.layers.iter().all(|id| id.0 == [0; 16]);
-        if unnamed && !self.target.accept_unnamed {
-            return Err(
+        welcome.fits(&self.target.hello, self.target.accept_unnamed).map_err(|unfit| match unfit {
+            Unfit::Version => format!("it speaks version {}, this program version {VERSION}", welcome.version),
+            Unfit::Unnamed => {
                 "it does not say which snapshot it serves, and pages are not checked: start it with --state".into()
-            );
-        }
-        if welcome.layers.len() != layers.len() || !unnamed && welcome.layers != *layers {
-            return Err(format!("it serves snapshot {}, not {}", list(&welcome.layers), list(layers)));
-        }
-        if welcome.ram_size != *ram_size {
-            return Err(format!("it serves {} bytes of RAM, this machine has {ram_size}", welcome.ram_size));
-        }
-        Ok(())
+            }
+            Unfit::Snapshot => {
+                let served: Vec<_> = welcome.layers.iter().copied().map(SnapshotId).collect();
+                format!("it serves snapshot {}, not {}", list(&served), list(layers))
+            }
+            Unfit::RamSize => format!("it serves {} bytes of RAM, this machine has {ram_size}", welcome.ram_size),
+        })
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod client;
 mod images;
+mod line;
 mod link;
+mod plan;
 mod protocol;
 mod server;
 mod socket;

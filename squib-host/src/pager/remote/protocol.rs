@@ -167,6 +167,58 @@ fn malformed<T>(text: impl Into<String>) -> Result<T, Malformed> {
     Err(Malformed(text.into()))
 }
 
+impl From<&str> for Malformed {
+    fn from(text: &str) -> Malformed {
+        Malformed(text.into())
+    }
+}
+
+/// What is wrong with a HELLO or a WELCOME, without an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadGreeting {
+    /// It ends before its head does.
+    #[error("{0} is too short")]
+    Short(&'static str),
+    /// It begins with something else.
+    #[error("{0} does not begin with SQUIBPGS")]
+    Magic(&'static str),
+    /// More than there can be.
+    #[error("{0} layers (limit {MAX_LAYERS})")]
+    Layers(u32),
+    /// Not as many identities as announced.
+    #[error("{0} layers announced, {1} bytes of identities sent")]
+    Identities(u32, usize),
+    /// A WELCOME that cannot be worked with.
+    #[error("WELCOME with pages of {page} bytes, reads of {max_read}, {layers} layers")]
+    Offer {
+        /// Bytes of a page.
+        page: u32,
+        /// Most bytes in one READ.
+        max_read: u32,
+        /// Their number.
+        layers: usize,
+    },
+}
+
+impl From<BadGreeting> for Malformed {
+    fn from(bad: BadGreeting) -> Malformed {
+        Malformed(bad.to_string())
+    }
+}
+
+/// Why what a server offers will not do for a client, without an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// Another version.
+    Version,
+    /// It does not know what it serves.
+    Unnamed,
+    /// Another snapshot.
+    Snapshot,
+    /// Another size of RAM.
+    RamSize,
+}
+
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -179,8 +231,8 @@ pub struct Hello {
 }
 
 /// What a server has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Welcome {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome<'a> {
     /// The version to speak.
     pub version: u16,
     /// Bytes of RAM.
@@ -190,7 +242,7 @@ pub struct Welcome {
     /// Most bytes in one READ.
     pub max_read: u32,
     /// Identities of the layers, base first; zeros where they are not known.
-    pub layers: Vec<SnapshotId>,
+    pub layers: &'a [[u8; 16]],
 }
 
 /// A frame, head and body.
@@ -246,20 +298,12 @@ pub fn read_body(from: &mut impl Read, header: &Header, limit: u32) -> io::Resul
     Ok(body)
 }
 
-fn identities(layers: &[SnapshotId]) -> Vec<u8> {
-    layers.iter().flat_map(|id| id.0).collect()
-}
-
-fn decode_identities(bytes: &[u8], count: u32) -> Result<Vec<SnapshotId>, Malformed> {
-    let count = count as usize;
-    if count > MAX_LAYERS {
-        return malformed(format!("{count} layers (limit {MAX_LAYERS})"));
+fn decode_identities(bytes: &[u8], count: u32) -> Result<&[[u8; 16]], BadGreeting> {
+    if count as usize > MAX_LAYERS {
+        return Err(BadGreeting::Layers(count));
     }
     let (ids, _) = bytes.as_chunks::<16>();
-    match ids.get(..count) {
-        Some(ids) => Ok(ids.iter().map(|id| SnapshotId(*id)).collect()),
-        None => malformed(format!("{count} layers announced, {} bytes of identities sent", bytes.len())),
-    }
+    ids.get(..count as usize).ok_or(BadGreeting::Identities(count, bytes.len()))
 }
 
 impl Hello {
@@ -272,22 +316,23 @@ impl Hello {
             layers: U32::new(self.layers.len() as u32),
             ram_size: U64::new(self.ram_size),
         };
-        frame(kind::HELLO, 0, &[head.as_bytes(), &identities(&self.layers)])
+        let layers: Vec<u8> = self.layers.iter().flat_map(|id| id.0).collect();
+        frame(kind::HELLO, 0, &[head.as_bytes(), &layers])
     }
 
     /// From a body.
     pub fn decode(body: &[u8]) -> Result<Hello, Malformed> {
-        let (head, rest) = HelloHead::read_from_prefix(body).map_err(|_| Malformed("HELLO is too short".into()))?;
+        let (head, rest) = HelloHead::read_from_prefix(body).map_err(|_| BadGreeting::Short("HELLO"))?;
         if head.magic != MAGIC {
-            return malformed("HELLO does not begin with SQUIBPGS");
+            return Err(BadGreeting::Magic("HELLO").into());
         }
         let versions = (head.lowest.get(), head.highest.get());
-        let layers = decode_identities(rest, head.layers.get())?;
+        let layers = decode_identities(rest, head.layers.get())?.iter().copied().map(SnapshotId).collect();
         Ok(Hello { versions, ram_size: head.ram_size.get(), layers })
     }
 }
 
-impl Welcome {
+impl Welcome<'_> {
     /// As a frame.
     pub fn encode(&self) -> Vec<u8> {
         let head = WelcomeHead {
@@ -299,28 +344,41 @@ impl Welcome {
             page: U32::new(self.page),
             max_read: U32::new(self.max_read),
         };
-        frame(kind::WELCOME, 0, &[head.as_bytes(), &identities(&self.layers)])
+        frame(kind::WELCOME, 0, &[head.as_bytes(), self.layers.as_flattened()])
     }
 
-    /// From a body.
-    pub fn decode(body: &[u8]) -> Result<Welcome, Malformed> {
-        let (head, rest) = WelcomeHead::read_from_prefix(body).map_err(|_| Malformed("WELCOME is too short".into()))?;
+    /// From a body. Allocates nothing.
+    pub fn decode(body: &[u8]) -> Result<Welcome<'_>, BadGreeting> {
+        let (head, rest) = WelcomeHead::read_from_prefix(body).map_err(|_| BadGreeting::Short("WELCOME"))?;
         if head.magic != MAGIC {
-            return malformed("WELCOME does not begin with SQUIBPGS");
+            return Err(BadGreeting::Magic("WELCOME"));
         }
-        let welcome = Welcome {
-            version: head.version.get(),
-            ram_size: head.ram_size.get(),
-            page: head.page.get(),
-            max_read: head.max_read.get(),
-            layers: decode_identities(rest, head.layers.get())?,
-        };
-        if u64::from(welcome.page) != PAGE || u64::from(welcome.max_read) < PAGE || welcome.layers.is_empty() {
-            let Welcome { page, max_read, .. } = welcome;
-            let layers = welcome.layers.len();
-            return malformed(format!("WELCOME with pages of {page} bytes, reads of {max_read}, {layers} layers"));
+        let (version, ram_size) = (head.version.get(), head.ram_size.get());
+        let (page, max_read) = (head.page.get(), head.max_read.get());
+        let layers = decode_identities(rest, head.layers.get())?;
+        if u64::from(page) != PAGE || u64::from(max_read) < PAGE || layers.is_empty() {
+            return Err(BadGreeting::Offer { page, max_read, layers: layers.len() });
         }
-        Ok(welcome)
+        Ok(Welcome { version, ram_size, page, max_read, layers })
+    }
+
+    /// Whether it has what `hello` wants. Who checks every page can do with a server that does not know what it serves.
+    pub fn fits(&self, hello: &Hello, accept_unnamed: bool) -> Result<(), Unfit> {
+        let unnamed = self.layers.iter().all(|id| *id == [0; 16]);
+        let same = || self.layers.iter().eq(hello.layers.iter().map(|id| &id.0));
+        if self.version != VERSION {
+            return Err(Unfit::Version);
+        }
+        if unnamed && !accept_unnamed {
+            return Err(Unfit::Unnamed);
+        }
+        if self.layers.len() != hello.layers.len() || !unnamed && !same() {
+            return Err(Unfit::Snapshot);
+        }
+        if self.ram_size != hello.ram_size {
+            return Err(Unfit::RamSize);
+        }
+        Ok(())
     }
 }
 
@@ -342,16 +400,13 @@ pub fn decode_sums(body: &[u8]) -> Result<Sums, Malformed> {
     }
 }
 
-/// The checksums of a SUMS_DATA for `count` pages.
-pub fn decode_sums_data(body: &[u8], count: u32) -> Result<Box<[u64]>, Malformed> {
-    match <[U64]>::ref_from_bytes(body) {
-        Ok(sums) if sums.len() == count as usize => Ok(sums.iter().map(|sum| sum.get()).collect()),
-        _ => malformed(format!("checksums of {count} pages in {} bytes", body.len())),
-    }
+/// The checksums of a SUMS_DATA, if it has `count` of them. Allocates nothing.
+pub fn decode_sums_data(body: &[u8], count: u32) -> Option<&[U64]> {
+    <[U64]>::ref_from_bytes(body).ok().filter(|sums| sums.len() == count as usize)
 }
 
 /// Longest DATA for a READ of `len` bytes.
-pub fn data_limit(len: u32) -> u32 {
+pub const fn data_limit(len: u32) -> u32 {
     let segments = len.div_ceil(GRANULE as u32);
     (size_of::<DataHead>() as u32) + segments * (size_of::<Segment>() as u32) + len
 }
@@ -362,41 +417,37 @@ pub fn encode_data(id: u64, segments: &[Segment], bytes: &[u8]) -> Vec<u8> {
     frame(kind::DATA, id, &[head.as_bytes(), segments.as_bytes(), bytes])
 }
 
-/// Writes the bytes of a DATA to `to`, whose length is what was asked for. Returns whether all of them are zeros that were not sent.
-pub fn decode_data(body: &[u8], to: &mut [u8]) -> Result<bool, Malformed> {
-    let short = || Malformed("DATA is shorter than it says".into());
-    let (head, rest) = DataHead::read_from_prefix(body).map_err(|_| short())?;
+/// Writes the bytes of a DATA to `to`, whose length is what was asked for. Returns whether all of them are zeros that were not sent, or
+/// what is wrong. Allocates nothing.
+pub fn decode_data(body: &[u8], to: &mut [u8]) -> Result<bool, &'static str> {
+    const SHORT: &str = "DATA is shorter than it says";
+    const OTHER_LENGTH: &str = "DATA is not the length asked for";
+    let (head, rest) = DataHead::read_from_prefix(body).map_err(|_| SHORT)?;
     let count = head.segments.get() as usize;
     if count > to.len().div_ceil(GRANULE as usize) {
-        return malformed(format!("DATA of {} bytes in {count} segments", to.len()));
+        return Err("DATA has more segments than there can be");
     }
-    let (segments, mut bytes) = <[Segment]>::ref_from_prefix_with_elems(rest, count).map_err(|_| short())?;
+    let (segments, mut bytes) = <[Segment]>::ref_from_prefix_with_elems(rest, count).map_err(|_| SHORT)?;
     let mut to = to;
     let mut all_zero = true;
     for segment in segments {
         let len = segment.len.get() as usize;
-        let Some((part, rest)) = std::mem::take(&mut to).split_at_mut_checked(len).filter(|_| len > 0) else {
-            return malformed("DATA is not the length asked for");
-        };
+        let split = std::mem::take(&mut to).split_at_mut_checked(len).filter(|_| len > 0);
+        let (part, rest) = split.ok_or(OTHER_LENGTH)?;
         to = rest;
         if segment.kind.get() == 0 {
             part.fill(0);
             continue;
         }
         all_zero = false;
-        let Some((sent, rest)) = bytes.split_at_checked(len).filter(|_| segment.kind.get() == 1) else {
-            return Err(short());
-        };
+        let (sent, rest) = bytes.split_at_checked(len).filter(|_| segment.kind.get() == 1).ok_or(SHORT)?;
         if checksum(sent) != segment.checksum.get() {
-            return malformed("DATA does not have the checksum it says");
+            return Err("DATA does not have the checksum it says");
         }
         part.copy_from_slice(sent);
         bytes = rest;
     }
-    if !to.is_empty() || !bytes.is_empty() {
-        return malformed("DATA is not the length asked for");
-    }
-    Ok(all_zero)
+    if to.is_empty() && bytes.is_empty() { Ok(all_zero) } else { Err(OTHER_LENGTH) }
 }
 
 /// An ERROR as a frame; the text is cut to one line of at most [`MAX_TEXT`] bytes.
@@ -405,6 +456,11 @@ pub fn encode_error(id: u64, code: u16, text: &str) -> Vec<u8> {
     let text = &text[..text.floor_char_boundary(MAX_TEXT)];
     let head = ErrorHead { code: U16::new(code), zero: U16::ZERO, len: U32::new(text.len() as u32) };
     frame(kind::ERROR, id, &[head.as_bytes(), text.as_bytes()])
+}
+
+/// The code of an ERROR, without its text.
+pub fn error_code(body: &[u8]) -> Option<u16> {
+    ErrorHead::read_from_prefix(body).ok().map(|(head, _)| head.code.get())
 }
 
 /// Code and text of an ERROR. What is not text is shown as such: it goes to a terminal.

@@ -12,11 +12,16 @@ use super::protocol::PAGE;
 pub(super) const CHUNK: u64 = 2 << 20;
 
 /// Bytes of a page that a memory file holds.
-pub(super) fn held_in_page(memory: &MemoryRecord, page: u64) -> Vec<Range<u64>> {
-    memory.ranges_within(page * PAGE..((page + 1) * PAGE).min(memory.ram_size))
+pub(super) fn held_in_page(memory: &MemoryRecord, page: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+    memory.held_within(page * PAGE..((page + 1) * PAGE).min(memory.ram_size))
 }
 
-/// Joins checksums of pages. Whole pages are the rule, and their [`Join`] is made once for the process.
+/// How many bytes these are.
+pub(super) fn length(ranges: impl IntoIterator<Item = Range<u64>>) -> u64 {
+    ranges.into_iter().map(|range| range.end - range.start).sum()
+}
+
+/// Joins checksums of pages, without an allocation. Whole pages are the rule, and their [`Join`] is made once for the process.
 #[derive(Debug, Default)]
 pub(super) struct Joiner {
     /// For another length: a diff with smaller pages, or the last page of RAM.
@@ -24,10 +29,19 @@ pub(super) struct Joiner {
 }
 
 impl Joiner {
-    fn by(&mut self, len: usize) -> &Join {
+    fn whole_page() -> &'static Join {
         static WHOLE_PAGE: OnceLock<Join> = OnceLock::new();
+        WHOLE_PAGE.get_or_init(|| Join::new(PAGE as usize))
+    }
+
+    /// Makes what is made once, for those who must not wait for it.
+    pub(super) fn prepare() {
+        Self::whole_page();
+    }
+
+    fn by(&mut self, len: usize) -> &Join {
         if len == PAGE as usize {
-            return WHOLE_PAGE.get_or_init(|| Join::new(len));
+            return Self::whole_page();
         }
         match &mut self.other {
             Some(join) if join.len() == len => {}
@@ -37,10 +51,10 @@ impl Joiner {
     }
 
     /// The checksum of block `block` of a memory file, from those of its pages. The block is one page or more.
-    pub(super) fn join(&mut self, memory: &MemoryRecord, block: u64, pages: &[u64]) -> u64 {
+    pub(super) fn join(&mut self, memory: &MemoryRecord, block: u64, pages: impl IntoIterator<Item = u64>) -> u64 {
         let first = block * memory.sums.block_size() / PAGE;
-        pages.iter().zip(first..).fold(0, |sum, (&next, page)| {
-            let held: u64 = held_in_page(memory, page).iter().map(|part| part.end - part.start).sum();
+        pages.into_iter().zip(first..).fold(0, |sum, (next, page)| {
+            let held = length(held_in_page(memory, page));
             self.by(held as usize).join(sum, next)
         })
     }

@@ -59,13 +59,14 @@ proptest! {
 
     #[test]
     fn hello_and_welcome_come_back(versions in any::<(u16, u16)>(), size in any::<u64>(), ids in vec(any::<[u8; 16]>(), 1..9)) {
-        let layers: Vec<_> = ids.into_iter().map(SnapshotId).collect();
-        let hello = Hello { versions, ram_size: size, layers: layers.clone() };
+        let layers: Vec<_> = ids.iter().copied().map(SnapshotId).collect();
+        let hello = Hello { versions, ram_size: size, layers };
         prop_assert_eq!(Hello::decode(&hello.encode()[HEADER..]), Ok(hello.clone()));
-        let welcome = Welcome { version: versions.0, ram_size: size, page: PAGE as u32, max_read: MAX_READ, layers };
-        prop_assert_eq!(Welcome::decode(&welcome.encode()[HEADER..]), Ok(welcome.clone()));
-        for cut in [0, 10, 31, welcome.encode().len() - HEADER - 1] {
-            prop_assert!(Welcome::decode(&welcome.encode()[HEADER..HEADER + cut]).is_err());
+        let welcome = Welcome { version: versions.0, ram_size: size, page: PAGE as u32, max_read: MAX_READ, layers: &ids };
+        let frame = welcome.encode();
+        prop_assert_eq!(Welcome::decode(&frame[HEADER..]), Ok(welcome));
+        for cut in [0, 10, 31, frame.len() - HEADER - 1] {
+            prop_assert!(Welcome::decode(&frame[HEADER..HEADER + cut]).is_err());
         }
     }
 
