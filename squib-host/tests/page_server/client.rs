@@ -15,7 +15,7 @@ use crate::server::Client;
 fn answers_in_any_order_are_taken() {
     let saved = Saved::new(6 * MIB, 0);
     let _server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::None);
-    reads_all_of(&saved.connect().expect("connected"), &saved.ram);
+    reads_all_of(&saved.connect_patiently(), &saved.ram);
 }
 
 #[test]
@@ -118,8 +118,8 @@ fn small_blocks_are_checked_directly() {
     for block_size in [4096, 16384] {
         let saved = Saved::new(6 * MIB, block_size);
         let server = peer::Server::start(&saved.socket(), saved.ram.clone(), saved.identities()[0], Fault::None);
+        reads_all_of(&saved.connect_patiently(), &saved.ram);
         let source = saved.connect().expect("connected");
-        reads_all_of(&source, &saved.ram);
         server.set(Fault::LiesWell);
         let error = source.read(0, &mut vec![0; PAGE]).expect_err("a lie");
         assert!(matches!(error, SourceError::Wrong(_)), "{error}");

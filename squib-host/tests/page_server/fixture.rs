@@ -33,6 +33,11 @@ impl Saved {
     pub fn connect(&self) -> Result<RemoteSource, SourceError> {
         RemoteSource::connect(quick(&self.socket()), self.states())
     }
+
+    /// For tests in which nothing goes wrong, however busy the host is.
+    pub fn connect_patiently(&self) -> RemoteSource {
+        RemoteSource::connect(RemoteConfig::new(self.socket()), self.states()).expect("connected")
+    }
 }
 
 /// Impatient enough for tests of servers that never answer.

@@ -15,7 +15,7 @@ fn every_page_of_a_snapshot_arrives() {
     for (size, block_size) in [(8 * MIB, 0), (8 * MIB, 16 << 10), (8 * MIB, 4096), (8 * MIB, 64 << 10)] {
         let saved = Saved::new(size, block_size);
         let _server = saved.serve();
-        let source = saved.connect().expect("connected");
+        let source = saved.connect_patiently();
         reads_all_of(&source, &saved.ram);
         assert_eq!(source.size(), size as u64);
         let block = if block_size == 0 { 2 << 20 } else { block_size };
@@ -33,7 +33,7 @@ fn every_page_of_a_chain_arrives() {
         saved.diff(100, page, block_size);
         saved.diff(200, page, 0);
         let _server = saved.serve();
-        reads_all_of(&saved.connect().expect("connected"), &saved.ram);
+        reads_all_of(&saved.connect_patiently(), &saved.ram);
     }
 }
 
@@ -64,7 +64,7 @@ fn a_server_without_a_state_is_checked_all_the_same() {
     let images = || Images::memory_file(&saved.links[0].1).expect("images");
     assert_eq!(images().identities()[0].0, [0; 16]);
     let _server = Serving::start(images(), &saved.socket());
-    reads_all_of(&saved.connect().expect("connected"), &saved.ram);
+    reads_all_of(&saved.connect_patiently(), &saved.ram);
     // Who does not check takes no unnamed server.
     let trusting = RemoteConfig { verify: false, ..quick(&saved.socket()) };
     let error = RemoteSource::connect(trusting, saved.states()).expect_err("unnamed").to_string();

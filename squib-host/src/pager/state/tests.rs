@@ -215,16 +215,35 @@ fn readers_and_the_net_agree_on_who_fills() {
                 let page = Arc::clone(&page);
                 thread::spawn(move || fault_at_once(&page, available))
             };
-            let other = {
-                let page = Arc::clone(&page);
-                thread::spawn(move || assert!(fault(&page, || true)))
-            };
             assert!(fault(&page, || true));
-            other.join().unwrap();
             assert!(net.join().unwrap() || !available);
             assert_eq!(page.fills.load(Ordering::Relaxed), 1);
         });
     }
+}
+
+/// As above, and one more thread that sleeps through the change of owners.
+#[test]
+fn who_waits_for_a_reader_is_woken_by_the_net() {
+    explore(|| {
+        let page = page(ABSENT);
+        assert_eq!(claim(&page.word), Claim::Fill);
+        let waiting = {
+            let page = Arc::clone(&page);
+            thread::spawn(move || wait_for_owner(&page.word))
+        };
+        let net = {
+            let page = Arc::clone(&page);
+            thread::spawn(move || assert!(fault_at_once(&page, true)))
+        };
+        if keep(&page.word) {
+            fill(&page);
+            release(&page.word, PRESENT);
+        }
+        waiting.join().unwrap();
+        net.join().unwrap();
+        assert_eq!(page.fills.load(Ordering::Relaxed), 1);
+    });
 }
 
 #[test]
