@@ -84,7 +84,7 @@ proptest! {
         let mut parent = bench.save(0, &ram, Contents::Full);
         let mut numbers = vec![0];
         for (n, (coarser, pages)) in steps.into_iter().enumerate() {
-            let page_size = PAGE / 4 << coarser;
+            let page_size = (PAGE / 4) << coarser;
             let pages: Vec<(u64, u8)> = pages.into_iter().filter(|(p, _)| p * page_size < ram.len() as u64).collect();
             for (page, byte) in &pages {
                 let start = (page * page_size) as usize;

@@ -11,7 +11,7 @@ use squib_host::pager::{LazyMemory, RemoteConfig};
 
 use crate::peer::{self, Fault};
 use crate::saved::{MIB, PAGE, Saved};
-use crate::watch::{seen, turn, watched};
+use crate::watch::{seen, watched};
 use crate::{files, remote};
 
 /// Says which failure a child of this test is to try.
@@ -119,7 +119,7 @@ fn scarce_mappings_cost_no_allocation() {
         assert_eq!(output.status.code(), Some(QUIET), "{}", String::from_utf8_lossy(&output.stderr));
         return;
     }
-    let _turn = turn();
+    let _turn = crate::watch::turn();
     let saved = Saved::new(6 * MIB, 0);
     let lazy = files::lazy(&saved);
     let toucher = lazy.toucher().expect("registered");
