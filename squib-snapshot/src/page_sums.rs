@@ -38,6 +38,8 @@ pub(crate) struct PageSums(Vec<AtomicU64>);
 impl PageSums {
     /// For RAM of this size. Without memory for the table no page is found in it, and all reads go the other way.
     pub(crate) fn new(ram_size: u64) -> Self {
+        // The first checksum of a process finds out what the processor can do, which is to happen here.
+        let _ = checksum(&[0; 64]);
         let pages = usize::try_from(ram_size.div_ceil(PAGE)).ok();
         Self(pages.and_then(|pages| AtomicU64::new_vec_zeroed(pages).ok()).unwrap_or_default())
     }

@@ -192,7 +192,8 @@ impl Pager {
         self.demand.load(Ordering::Relaxed) > 0
     }
 
-    /// The source, until nothing is missing. As long as the caller owns a page its reference is not the last one.
+    /// The source, until nothing is missing. As long as the caller owns a page that is FILLING or OPENING its reference is not the last
+    /// one.
     pub(super) fn source(&self) -> Option<Arc<dyn PageSource>> {
         self.source.take().clone()
     }

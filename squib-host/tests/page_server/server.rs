@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use squib_host::pager::{Images, PageSource, SourceError};
 use squib_snapshot::Chain;
@@ -211,6 +212,25 @@ fn a_client_that_breaks_the_protocol_is_told_and_closed_and_others_go_on() {
     let (kind, _, body) = peer::receive(&mut client.0).expect("an answer");
     assert_eq!((kind, peer::error(&body).0), (peer::ERROR, 3));
     assert_eq!(well_behaved.ask(peer::READ, &peer::ranges(&[(0, 4096, 0)])).0, peer::DATA);
+}
+
+#[test]
+fn who_comes_when_all_room_is_taken_is_told_to_come_back() {
+    let saved = Saved::new(6 * MIB, 0);
+    let _server = saved.serve();
+    let clients: Vec<_> = (0..192).map(|_| Client::welcomed(&saved)).collect();
+    let hello = || Client::greet(&saved.socket(), &peer::hello((1, 1), 0, &[]));
+    let (mut refused, kind, body) = hello();
+    assert_eq!(kind, peer::ERROR);
+    let (code, text) = peer::error(&body);
+    assert!(code == 8 && text.contains("192 clients") && text.contains("come back later"), "{code}: {text}");
+    assert!(peer::receive(&mut refused.0).is_none(), "it closes");
+    drop(clients);
+    let begun = Instant::now();
+    while hello().1 != peer::WELCOME {
+        assert!(begun.elapsed() < Duration::from_secs(60), "those who left are not noticed");
+        thread::yield_now();
+    }
 }
 
 #[test]
