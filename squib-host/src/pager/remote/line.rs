@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, connect, send, sockopt};
+use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with, sockopt,
+};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -249,8 +251,11 @@ impl Wire {
 
     fn send(&self, mut bytes: &[u8], deadline: Instant) -> Result<(), Trouble> {
         let socket = self.socket.as_ref().ok_or(Trouble::Lost)?;
+        let flags = SendFlags::empty();
+        #[cfg(not(target_os = "macos"))]
+        let flags = flags | SendFlags::NOSIGNAL;
         while !bytes.is_empty() {
-            match send(socket, bytes, NO_SIGNAL) {
+            match send(socket, bytes, flags) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(Errno::AGAIN) => wait(socket, PollFlags::OUT, deadline)?,
                 Err(Errno::INTR) => {}
@@ -301,25 +306,18 @@ fn dial(address: &SocketAddrUnix, deadline: Instant) -> Result<OwnedFd, Trouble>
     }
 }
 
-/// On macOS it is the socket that raises no SIGPIPE, elsewhere the call.
-#[cfg(target_os = "macos")]
-const NO_SIGNAL: SendFlags = SendFlags::empty();
-#[cfg(not(target_os = "macos"))]
-const NO_SIGNAL: SendFlags = SendFlags::NOSIGNAL;
-
-#[cfg(target_os = "macos")]
+/// A socket that never blocks, is closed by `exec`, and raises no SIGPIPE. (On macOS the socket is told so, elsewhere each `send`.)
 fn socket() -> Result<OwnedFd, Errno> {
-    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&socket, true)?;
+    let flags = SocketFlags::empty();
+    #[cfg(not(target_os = "macos"))]
+    let flags = flags | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // What takes no flags is told after the fact.
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    ioctl_fionbio(&socket, true)?;
+    #[cfg(target_os = "macos")]
     sockopt::set_socket_nosigpipe(&socket, true)?;
     Ok(socket)
-}
-
-#[cfg(not(target_os = "macos"))]
-fn socket() -> Result<OwnedFd, Errno> {
-    use rustix::net::{SocketFlags, socket_with};
-    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 
 /// Reads exactly as many bytes as there is room for.
