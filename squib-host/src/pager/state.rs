@@ -1,13 +1,16 @@
 //! The states of pages: who may do what to a page, decided by one atomic word per granule.
 //!
-//! ```text
-//!             claim               bytes are read             filled                claim               opened
-//!   ABSENT  -------->  READING  ------------------> FILLING  ------> FILLED  ------------->  OPENING  -------> PRESENT
-//!      ^  ^              |  |   \                      ^  |             ^                       |
-//!      |  +- unavailable-+  |    damaged: POISONED      |  |             +-------- failed -------+
-//!      +--------------------|---- the net failed -------|--+
-//!                           +------- the net's claim ---+
-//! ```
+//! | from | to | by whom |
+//! |---|---|---|
+//! | ABSENT | READING | whoever needs the page first, the prefetcher |
+//! | READING | FILLING | the same, once it has the bytes in a buffer of its own |
+//! | READING | ABSENT, POISONED | the same, if the source is away, or the bytes are damaged |
+//! | ABSENT, READING | FILLING | a thread of the net; of an ABSENT page that is known to be zero anybody |
+//! | FILLING | FILLED | the owner, if nobody waits for the page yet (the prefetcher) |
+//! | FILLED | OPENING | whoever needs the page, the prefetcher at its end |
+//! | FILLING, OPENING | PRESENT | the owner |
+//! | FILLING, OPENING | FILLED | the owner, if the page cannot be put within reach |
+//! | FILLING | ABSENT, READING | the owner, if the bytes cannot be had or put into their place |
 //!
 //! FILLING and OPENING have one owner, the thread whose claim succeeded; everyone else waits and looks again. A demand fault goes
 //! the whole way at once (FILLING straight to PRESENT); the prefetcher leaves its pages FILLED, where the next touch finds them.
