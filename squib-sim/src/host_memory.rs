@@ -425,7 +425,7 @@ mod protection {
 
     impl Protections {
         /// As it is whenever it is asked.
-        pub fn read(_part: Range<u64>) -> Protections {
+        pub fn read(_part: std::ops::Range<u64>) -> Protections {
             Protections(())
         }
 

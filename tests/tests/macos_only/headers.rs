@@ -115,14 +115,12 @@ const _: () = {
 /// What only a Mac has.
 #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
 mod apple {
-    use std::ffi::{c_char, c_void};
-    use std::mem::offset_of;
-
+    use super::sys;
     use mach2::mach_time::mach_timebase_info_data_t;
     use mach2::message::mach_msg_header_t;
     use mach2::vm_region::vm_region_basic_info_64;
-
-    use super::sys;
+    use std::ffi::{c_char, c_void};
+    use std::mem::offset_of;
 
     type Array = *mut u32;
     type Flavors = *mut i32;
@@ -154,9 +152,6 @@ mod apple {
         assert!(libc::qos_class_t::QOS_CLASS_UTILITY as u32 == 0x11);
         assert!(libc::OS_SYNC_WAIT_ON_ADDRESS_NONE == 0);
         assert!(libc::OS_SYNC_WAKE_BY_ADDRESS_NONE == 0);
-    };
-
-    const _: () = {
         // A macro that names a variable of the C library's.
         let _: unsafe fn() -> u32 = mach2::traps::mach_task_self;
         let _: unsafe extern "C" fn() -> u32 = mach2::mach_init::mach_thread_self;
