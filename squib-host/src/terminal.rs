@@ -110,7 +110,9 @@ fn signals(members: &[i32]) -> libc::sigset_t {
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        members.iter().for_each(|signal| drop(libc::sigaddset(&mut set, *signal)));
+        for signal in members {
+            libc::sigaddset(&mut set, *signal);
+        }
         set
     }
 }
