@@ -227,9 +227,6 @@ fn check(args: &Args, lazy: bool) -> Result<()> {
     if !uffd && args.backend_timeout.is_some() {
         return usage("--backend-timeout is about a page server: it goes with --backend uffd".into());
     }
-    if args.at.is_some() && args.chain.is_none() {
-        return usage("--at is the number of a link of a chain: it goes with --chain".into());
-    }
     if args.chain.is_none() && args.memory_file.is_none() {
         return match (uffd, &args.backend_path) {
             (true, Some(_)) => Ok(()),

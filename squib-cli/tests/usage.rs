@@ -31,7 +31,7 @@ fn wrong_usage_is_2() {
     expect(&uffd, 2, &["--backend-path"]);
     expect(&["restore", "--state", "s", "--backend-path", "p"], 2, &["--backend uffd"]);
     expect(&["restore", "--state", "s", "--backend", "uffd"], 2, &["--backend-path"]);
-    expect(&["restore", "--state", "s", "--memory-file", "m", "--at", "3"], 2, &["--at", "--chain"]);
+    expect(&["restore", "--state", "s", "--memory-file", "m", "--at", "3"], 2, &["--at"]);
     expect(&["page-server", "--memory-file", "m", "--diff", "d.state", "--listen", "s"], 2, &["--state"]);
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::observe::{StreamEvent, StreamObserver};
 use super::resolver::Pager;
 use super::source::{Origin, SourceError};
-use super::state::{ABSENT, FILLED, FILLING, OPENING, PageStates, READING};
+use super::state::{ABSENT, FILLED, OPENING, PageStates, READING};
 use crate::error::{Error, Result};
 use crate::memory::GRANULE;
 
@@ -93,9 +93,7 @@ impl Run {
     fn left_behind(&self) -> Option<u64> {
         let states = self.pager.states();
         (0..states.count()).take_while(|_| !self.stopped()).find(|&page| {
-            if matches!(states.get(page), READING | FILLING) {
-                states.wait(page);
-            }
+            states.wait(page);
             states.get(page) == ABSENT
         })
     }
