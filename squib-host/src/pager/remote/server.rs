@@ -26,6 +26,8 @@ use crate::error::{Error, Result};
 
 /// How long a client may take for HELLO, for the rest of a frame, or to take an answer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long for HELLO one may take for whom there is no room.
+const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(1);
 /// Clients at once; more are told to come back later. A machine is one, and for touches of absent memory that nobody announced two more:
 /// this is room for 64 machines.
 const MAX_CLIENTS: usize = 64 * 3;
@@ -135,14 +137,14 @@ impl PageServer {
             let stream = Arc::new(stream);
             let spawned = (|| {
                 stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
                 let full = {
                     let mut clients = lock(&self.clients);
                     let full = clients.len() >= MAX_CLIENTS;
                     clients.insert(number, Arc::clone(&stream));
                     full
                 };
+                stream.set_read_timeout(Some(if full { PATIENCE_WHEN_FULL } else { PATIENCE }))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
                 let name = format!("client {number}");
                 thread::Builder::new().name(name).spawn_scoped(scope, move || {
                     let welcomed = self.session(&stream, number, full);
@@ -244,10 +246,6 @@ impl From<Malformed> for Refusal {
 
 impl Session<'_> {
     fn welcome(&self, full: bool) -> Result<(), Refusal> {
-        if full {
-            let text = format!("{MAX_CLIENTS} clients are served already: come back later");
-            return Err(Refusal { code: code::BUSY, text });
-        }
         let hello = match self.receive() {
             Ok(Some((header, body))) if header.kind.get() == kind::HELLO => Hello::decode(&body)?,
             Ok(Some((header, _))) => {
@@ -256,6 +254,11 @@ impl Session<'_> {
             Ok(None) => return Err(Malformed("it closed without HELLO".into()).into()),
             Err(e) => return Err(Malformed(format!("no HELLO: {e}")).into()),
         };
+        // Not before HELLO is here: a client that finds the connection closed while it sends does not look for the reason.
+        if full {
+            let text = format!("{MAX_CLIENTS} clients are served already: come back later");
+            return Err(Refusal { code: code::BUSY, text });
+        }
         self.check(&hello)?;
         let layers: Vec<[u8; 16]> = self.images.identities().iter().map(|id| id.0).collect();
         let welcome = Welcome {
