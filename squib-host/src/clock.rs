@@ -30,13 +30,11 @@ mod kernel {
 
 #[cfg(all(target_os = "macos", target_arch = "aarch64", not(feature = "sim")))]
 mod kernel {
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
     use mach2::mach_time::{mach_timebase_info, mach_timebase_info_data_t};
 
     #[expect(clippy::disallowed_methods, reason = "this is the place for it")]
-    pub fn wall_time() -> Duration {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    pub fn wall_time() -> std::time::Duration {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
     }
 
     pub fn mach_absolute_time() -> u64 {

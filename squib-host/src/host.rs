@@ -8,10 +8,11 @@ use crate::clock;
 
 /// This host.
 pub fn record() -> HostRecord {
+    let (os_build, cpu) = build_and_cpu();
     HostRecord {
         os: std::env::consts::OS.into(),
-        os_build: os_build(),
-        cpu: cpu(),
+        os_build,
+        cpu,
         vmm: concat!("squib ", env!("CARGO_PKG_VERSION")).into(),
         counter_frequency: clock::counter_frequency(),
     }
@@ -43,31 +44,20 @@ fn sysctl(name: &CStr) -> String {
 }
 
 #[cfg(target_os = "macos")]
-fn os_build() -> String {
-    sysctl(c"kern.osversion")
-}
-
-#[cfg(target_os = "macos")]
-fn cpu() -> String {
-    sysctl(c"machdep.cpu.brand_string")
-}
-
-#[cfg(not(target_os = "macos"))]
-fn os_build() -> String {
-    // SAFETY: an all-zero utsname is a valid place for uname to write to.
-    let mut names: libc::utsname = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    if unsafe { libc::uname(&mut names) } != 0 {
-        return String::new();
-    }
-    // SAFETY: uname ends every field in NUL, and `names` was zeroed besides.
-    unsafe { CStr::from_ptr(names.release.as_ptr()) }.to_string_lossy().into_owned()
+fn build_and_cpu() -> (String, String) {
+    (sysctl(c"kern.osversion"), sysctl(c"machdep.cpu.brand_string"))
 }
 
 /// The guest runs on the stand-in's processor, whatever the host's is.
 #[cfg(not(target_os = "macos"))]
-fn cpu() -> String {
-    "software stand-in".into()
+fn build_and_cpu() -> (String, String) {
+    // SAFETY: an all-zero utsname is a valid place for uname to write to.
+    let mut names: libc::utsname = unsafe { std::mem::zeroed() };
+    // SAFETY: as above. Should it fail, the field stays empty.
+    unsafe { libc::uname(&mut names) };
+    // SAFETY: uname ends every field in NUL, and `names` was zeroed besides.
+    let build = unsafe { CStr::from_ptr(names.release.as_ptr()) };
+    (build.to_string_lossy().into_owned(), "software stand-in".into())
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub struct Shown {
 impl Shown {
     /// What this process's mapping at `address` shows from there on. `None` also where that is not known.
     pub fn at(address: *const u8) -> Option<Shown> {
-        system::shown(address as u64)
+        shown(address as u64)
     }
 }
 
@@ -63,6 +63,9 @@ impl Known {
         }
     }
 }
+
+#[cfg(target_os = "linux")]
+use system::shown;
 
 #[cfg(target_os = "linux")]
 mod system {
@@ -200,10 +203,8 @@ mod system {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod system {
-    pub fn shown(_address: u64) -> Option<super::Shown> {
-        None
-    }
+fn shown(_address: u64) -> Option<Shown> {
+    None
 }
 
 #[cfg(test)]
