@@ -91,7 +91,7 @@ fn exit_on_ends_with_0_and_the_text_is_the_last_word() {
 #[test]
 fn a_timeout_ends_with_124() {
     let outcome = Squib::run("bookworm-cloud", "sleep 1000").timeout(1).outcome().expect(124);
-    assert_eq!(outcome.stderr, "squib: timed out after 1 second\n");
+    assert_eq!(outcome.stderr, "squib: timed out after 1.00 s\n");
 }
 
 #[test]

@@ -254,12 +254,9 @@ impl Run {
                 continue;
             }
             match self.pager.open(start..at) {
-                Ok(()) => self.pager.counters().untouched(at - start),
-                Err(error) => {
-                    // They are met again, one by one, by whoever needs them.
-                    tracing::warn!(%error, "streamed memory could not be mapped");
-                    return;
-                }
+                Ok(opened) => self.pager.counters().untouched(opened),
+                // They are met again, one by one, by whoever needs them.
+                Err(error) => tracing::warn!(%error, "streamed memory could not be mapped"),
             }
             drop(gate);
         }

@@ -380,11 +380,15 @@ impl Pager {
         }
     }
 
-    /// Puts pages that are ours, and filled, within reach of host and guest. On an error they are filled and out of reach.
-    pub(super) fn open(&self, pages: Range<u64>) -> Result<()> {
-        let result = self.open_pages(pages);
+    /// Puts pages that are ours, and filled, within reach of host and guest; where mappings are scarce, with their blocks. How many that
+    /// were. Those that could not be opened are filled and out of reach.
+    pub(super) fn open(&self, pages: Range<u64>) -> Result<u64> {
+        let result = match self.open_pages(pages.clone()) {
+            Err(refusal) if refusal.is_scarcity() => self.open_blocks(pages),
+            result => result.map(|()| pages.end - pages.start).map_err(Error::from),
+        };
         self.settle();
-        Ok(result?)
+        result
     }
 
     fn open_pages(&self, pages: Range<u64>) -> Result<(), Refusal> {

@@ -6,9 +6,11 @@
 //! of them has an owner all are let go again and it begins anew. Two threads that open the same block do not keep each other from
 //! it: the one that has its first page gets on.
 
+use std::ops::Range;
+
 use super::resolver::{OpenError, Pager, Refusal};
 use super::state::{Claim, FILLED, OPENING, PRESENT};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Pages of a block: 2 MiB.
 const BLOCK: u64 = 128;
@@ -34,6 +36,20 @@ impl Pager {
             }
         }
         Err(scarce.into())
+    }
+
+    /// Puts the blocks of `pages` within reach, which are all here, and tells how many pages that were. One with a page that is lost
+    /// stays as it is, and the others are opened all the same.
+    pub(super) fn open_blocks(&self, pages: Range<u64>) -> Result<u64> {
+        let open = |block: u64| self.open_scarce(block * BLOCK, |page| self.bring_bytes(page)).map_err(Error::from);
+        let (mut count, mut error) = (0, None);
+        for opened in (pages.start / BLOCK..pages.end.div_ceil(BLOCK)).map(open) {
+            match opened {
+                Ok(opened) => count += opened,
+                Err(why) => error = error.or(Some(why)),
+            }
+        }
+        error.map_or(Ok(count), Err)
     }
 
     /// Puts a whole block within reach, bringing what is absent of it, and tells how many pages that were.

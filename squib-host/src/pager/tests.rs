@@ -293,6 +293,23 @@ fn scarce_mappings_cost_blocks_and_nothing_else() {
     assert_eq!(lazy.source.reads().0, 1);
 }
 
+/// The same for the prefetcher's last sweep: the pager leaves there, too.
+#[test]
+fn scarce_mappings_do_not_keep_the_pager() {
+    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
+    let memory = lazy.ram.guest_memory().unwrap();
+    for page in [60, 190, 320, 450] {
+        page_of(&memory, page);
+    }
+    lazy.ram.make_mappings_scarce();
+    let prefetcher = Prefetcher::start(Arc::clone(&lazy.pager), None, |_| Vec::new()).unwrap();
+    wait("all arrives", || lazy.pager.is_done());
+    drop(prefetcher);
+    let stats = lazy.pager.stats();
+    assert_eq!((stats.prefetch_untouched, stats.pages_demanded), (PAGES - 4, 4), "{stats:?}");
+    assert_eq!(page_of(&memory, 191), expected(&lazy.source, 191));
+}
+
 /// The same for the net, beside others.
 #[test]
 fn scarce_mappings_are_no_obstacle_to_the_net() {

@@ -148,6 +148,9 @@ fn too_few_checksums_are_garbage() {
 fn a_servers_refusals_are_passed_on() {
     survives(Fault::Damaged, &["the disk is on fire"], SourceError::Damaged);
     survives(Fault::Io, &["the disk is on fire"], SourceError::Unavailable);
+    // No reason to give a page up: what the states say is there is there, on the right server.
+    survives(Fault::NotHeld, &["the disk is on fire"], SourceError::Wrong);
+    survives(Fault::Unknown, &["the disk is on fire"], SourceError::Wrong);
 }
 
 #[test]

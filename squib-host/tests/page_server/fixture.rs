@@ -42,7 +42,7 @@ impl Saved {
 
 /// Impatient enough for tests of servers that never answer.
 pub fn quick(path: &Path) -> RemoteConfig {
-    let (answer_timeout, patience) = (Duration::from_millis(300), Duration::from_millis(600));
+    let (answer_timeout, patience) = (Duration::from_millis(800), Duration::from_millis(1600));
     RemoteConfig { answer_timeout, patience, ..RemoteConfig::new(path) }
 }
 

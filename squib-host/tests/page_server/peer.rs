@@ -162,6 +162,10 @@ pub enum Fault {
     Damaged,
     /// ERROR 7.
     Io,
+    /// ERROR 5.
+    NotHeld,
+    /// ERROR 999, which there is not.
+    Unknown,
 }
 
 /// A server in this process.
@@ -321,6 +325,8 @@ fn answer(kind: u16, id: u64, body: &[u8], ram: &[u8], fault: Fault) -> Vec<u8> 
     match (kind, fault) {
         (_, Fault::Damaged) => refuse(6),
         (_, Fault::Io) => refuse(7),
+        (_, Fault::NotHeld) => refuse(5),
+        (_, Fault::Unknown) => refuse(999),
         (_, Fault::Oversized) => {
             let mut frame = frame(if kind == READ { DATA } else { SUMS_DATA }, id, &[]);
             frame[..4].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -297,17 +297,18 @@ impl PageSource for RemoteSource {
                     origin = if from == Origin::Zero { origin } else { from };
                 }
                 Err(Fault::Lost(_)) => {}
-                Err(Fault::Wrong(why)) => {
+                Err(Fault::Refused(code::DAMAGED, why)) => return Err(self.damaged(&why)),
+                Err(Fault::Refused(code::IO, why)) => {
+                    refused = Some((false, why));
+                    std::thread::sleep(PAUSE);
+                }
+                // One that does not have what the states say it has, or answers what nobody has heard of, serves something else.
+                Err(Fault::Wrong(why) | Fault::Refused(_, why)) => {
                     // Whoever comes next may be another server.
                     connection.fail(why.clone());
                     refused = Some((true, why));
                     std::thread::sleep(PAUSE);
                 }
-                Err(Fault::Refused(code::IO, why)) => {
-                    refused = Some((false, why));
-                    std::thread::sleep(PAUSE);
-                }
-                Err(Fault::Refused(_, why)) => return Err(self.damaged(&why)),
             }
         }
         Ok(origin)

@@ -236,9 +236,9 @@ impl Wire {
         match header.kind.get() {
             found if found == answer && to_us => Ok(self.body(&header)),
             kind::ERROR if to_us => Err(match protocol::error_code(self.body(&header)) {
-                None | Some(code::MALFORMED | code::BUSY) => Trouble::Lost,
                 Some(code::IO) => Trouble::NotNow,
-                Some(_) => Trouble::Never,
+                Some(code::DAMAGED) => Trouble::Never,
+                _ => Trouble::Lost,
             }),
             _ => Err(Trouble::Lost),
         }

@@ -252,6 +252,10 @@ impl Session<'_> {
                 return Err(Malformed(format!("the first frame is of kind {}, not HELLO", header.kind)).into());
             }
             Ok(None) => return Err(Malformed("it closed without HELLO".into()).into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let limit = if full { PATIENCE_WHEN_FULL } else { PATIENCE };
+                return Err(Malformed(format!("no HELLO within {limit:?}")).into());
+            }
             Err(e) => return Err(Malformed(format!("no HELLO: {e}")).into()),
         };
         // Not before HELLO is here: a client that finds the connection closed while it sends does not look for the reason.
