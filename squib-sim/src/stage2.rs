@@ -9,8 +9,9 @@
 //! does, and whoever changes a mapping that was valid calls it before relying on the change.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use thiserror::Error;
 
@@ -187,8 +188,7 @@ impl Stage2 {
         }
         let mut perms = Perms(((found & entry::PERMS) >> entry::PERMS_SHIFT) as u8);
         if let Some(followed) = &self.followed {
-            let followed = followed.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-            perms = perms & followed.at(ipa);
+            perms = perms & read(followed).at(ipa);
         }
         Some(Stage2Page {
             host: ((found & entry::HOST) + (offset & !0xfff)) as *mut u8,
@@ -200,18 +200,17 @@ impl Stage2 {
     /// The host range that has just been mapped, for the switch that makes its protection felt.
     pub fn follow(&self, ipa: u64, size: u64, host: u64) {
         if let Some(followed) = &self.followed {
-            let mut followed = followed.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-            followed.ranges.insert(ipa, (ipa + size, host));
+            write(followed).ranges.insert(ipa, (ipa + size, host));
             // Translations of what was mapped before are to go, but not now: callers hold the memory map.
-            followed.stale |= followed.look();
+            let changed = Followed::look(followed);
+            write(followed).stale |= changed;
         }
     }
 
     /// Looks at how host memory is protected now. Whether that may have changed.
     pub fn observe_host_protection(&self) -> bool {
         let Some(followed) = &self.followed else { return false };
-        let mut followed = followed.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        followed.look() | std::mem::take(&mut followed.stale)
+        Followed::look(followed) | (read(followed).stale && std::mem::take(&mut write(followed).stale))
     }
 
     fn page_index(&self, ipa: u64) -> usize {
@@ -264,7 +263,7 @@ impl Stage2 {
     /// Removes whatever is mapped in a range.
     pub fn clear(&self, ipa: u64, size: u64) {
         if let Some(followed) = &self.followed {
-            followed.write().unwrap_or_else(|poisoned| poisoned.into_inner()).forget(ipa, ipa + size);
+            write(followed).forget(ipa, ipa + size);
         }
         let mut extents = self.extents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         extents.remove(ipa, ipa + size);
@@ -350,15 +349,32 @@ impl Stage2 {
     }
 }
 
+fn read(followed: &RwLock<Followed>) -> RwLockReadGuard<'_, Followed> {
+    followed.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn write(followed: &RwLock<Followed>) -> RwLockWriteGuard<'_, Followed> {
+    followed.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 impl Followed {
-    /// Looks at the host's memory; whether what the guest feels of it may have changed.
-    fn look(&mut self) -> bool {
+    /// Looks at the host's memory; whether what the guest feels of it may have changed. That takes a while, in which no lock is held:
+    /// who waits for it would hardly get a turn among vCPUs that run again and again.
+    fn look(followed: &RwLock<Followed>) -> bool {
+        let part = read(followed).host_memory();
+        let now = Protections::read(part);
+        if now.is_as(&read(followed).protections) {
+            return false;
+        }
+        write(followed).protections = now;
+        true
+    }
+
+    /// From the lowest address to the highest.
+    fn host_memory(&self) -> Range<u64> {
         let start = self.ranges.values().map(|&(_, host)| host).min().unwrap_or(0);
         let end = self.ranges.iter().map(|(ipa, &(end, host))| host + (end - ipa)).max().unwrap_or(0);
-        let now = Protections::read(start..end);
-        let changed = !now.is_as(&self.protections);
-        self.protections = now;
-        changed
+        start..end
     }
 
     /// Stops following a range; what sticks out of it on either side goes on.
