@@ -25,7 +25,7 @@ fn a_server_that_will_not_do_is_an_error_at_once() {
     assert!(error.contains("no such socket") && error.contains(saved.socket().to_str().expect("UTF-8")), "{error}");
     for (fault, words) in [
         (Fault::ClosesAtHello, vec!["closed without an answer"]),
-        (Fault::SilentAtHello, vec!["no WELCOME within 300ms"]),
+        (Fault::SilentAtHello, vec!["no WELCOME within 800ms"]),
         (Fault::Garbage, vec!["announced a frame", "is it a page server?"]),
         (Fault::Version, vec!["version 2"]),
         (Fault::OtherSnapshot, vec!["abababababababababababababababab", &saved.links[0].2.to_string()]),
@@ -93,8 +93,8 @@ fn a_server_that_dies_is_unavailable() {
 
 #[test]
 fn a_server_that_is_slow_is_unavailable() {
-    survives(Fault::Silent, &["no answer within 300ms"], SourceError::Unavailable);
-    survives(Fault::Stalls, &["within 300ms"], SourceError::Unavailable);
+    survives(Fault::Silent, &["no answer within 800ms"], SourceError::Unavailable);
+    survives(Fault::Stalls, &["within 800ms"], SourceError::Unavailable);
 }
 
 #[test]
