@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Every test program that has machines, with switches of the stand-in turned:
 
-    switches.py presets             all that a host must put up with, many at once (`make switches`); those that take longest only where
-                                    no call is let pass that is refused by default
+    switches.py presets             all that a host must put up with, many at once (`make switches`)
     switches.py each                each position alone (`make each-switch`, hours)
     switches.py POSITIONS...        once for each argument, which is as SQUIB_SIM takes it
 
@@ -94,12 +93,7 @@ def main(arguments):
     turned = [position for argument in arguments for position in positions(argument)]
     # The tests of one program take turns at its machine, so two programs keep two processors busy.
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
-        runs = [
-            pool.submit(run, position, *program)
-            for program in programs
-            for position in turned
-            if arguments != ["presets"] or position != "lenient" or program[0] not in LONGEST
-        ]
+        runs = [pool.submit(run, position, *program) for program in programs for position in turned]
         done = [one.result() for one in runs]
     print("\nseconds processors")
     for position, name, _, _, seconds, used in sorted(done, key=lambda one: -one[4]):
