@@ -11,6 +11,8 @@ features = $(if $(SIM),--features sim)
 target := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 squib = $(target)/release/squib
 os := $(shell uname -s)
+# Whether `make switches` runs every program in each preset, or each in one of them by turns.
+SWITCHES ?= presets
 # How long `make difftest` looks for differences.
 SECONDS ?= 60
 
@@ -65,7 +67,7 @@ unit: ## cargo test alone; the guests must be there
 	$(CARGO) test --locked --workspace --no-fail-fast $(features)
 
 switches: ## the stand-in's switches many at once, until each was in every position, under every test that has machines
-	@FEATURES='$(features)' tests/switches.py presets
+	@FEATURES='$(features)' tests/switches.py $(SWITCHES)
 
 each-switch: ## every position of every switch alone, under the same tests (hours)
 	@FEATURES='$(features)' tests/switches.py each
@@ -73,16 +75,16 @@ each-switch: ## every position of every switch alone, under the same tests (hour
 macos: ## check, lint and link for aarch64-apple-darwin, and look into the Mach-O files; on any system
 	@[ -n "$(MACOS_CARGO)" ] || { echo "no cargo for aarch64-apple-darwin here: set MACOS_CARGO to one" >&2; exit 1; }
 	@mkdir -p $(target)/macos
-	$(macos) clippy --locked --workspace --all-targets --profile link -- -D warnings
-	$(macos) build --locked --workspace --all-targets $(linked) >$(target)/macos/framework.json
+	$(macos) --workspace --all-targets >$(target)/macos/framework.json
 	$(call inspect,framework,SQUIB_MACHO)
-	$(macos) build --locked -p squib-cli -p squib-examples --bins --examples --features squib-cli/sim,squib-examples/sim $(linked) \
-	    >$(target)/macos/sim.json
+	$(macos) -p squib-cli -p squib-examples --bins --examples --features squib-cli/sim,squib-examples/sim >$(target)/macos/sim.json
 	$(call inspect,sim,SQUIB_MACHO_SIM)
 
-# A cross linker may have an older macOS in the target it was given; the last one given counts.
-macos = $(if $(filter Darwin,$(os)),,CARGO_TARGET_AARCH64_APPLE_DARWIN_RUSTFLAGS='-C link-arg=--target=arm64-apple-macosx15.0') $(MACOS_CARGO)
-linked = --profile link --message-format json-render-diagnostics
+# A build with clippy's compiler in place of rustc, for the workspace: lints, compiles and links at once. A cross linker may have an older
+# macOS in the target it was given; the last one given counts.
+macos = CARGO_TARGET_AARCH64_APPLE_DARWIN_RUSTFLAGS='-D warnings $(if $(filter Darwin,$(os)),,-C link-arg=--target=arm64-apple-macosx15.0)' \
+    $(MACOS_CARGO) build --locked --profile link --config 'build.rustc-workspace-wrapper="clippy-driver"' \
+    --message-format json-render-diagnostics
 # $(call inspect,BUILD,VARIABLE): the tests of what that build has linked.
 inspect = $(2)=$(abspath $(target))/macos/$(1).json \
     $(CARGO) test --locked --workspace --features squib-tests/macho $(features) --test macho -- --nocapture $(1)

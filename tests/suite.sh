@@ -58,17 +58,17 @@ count() {
 
 unchecked=
 step deps make deps
+if [ -n "${MACOS_CARGO:-}" ]; then
+    beside macos make macos
+fi
 step guests guest-images/fetch.sh bookworm-cloud trixie-cloud sid-cloud
 step root-disk make root-disk
 step fmt make fmt
 step lint make lint
-if [ -n "${MACOS_CARGO:-}" ]; then
-    beside macos make macos
-fi
 step unit env RUST_BACKTRACE=1 make unit
 if [ "$(uname -sm)" != "Darwin arm64" ] || [ -n "${SIM:-}" ]; then
     # The framework has no switches.
-    step switches env RUST_BACKTRACE=1 make switches
+    step switches env RUST_BACKTRACE=1 make switches SWITCHES=turns
 fi
 step docs make docs
 if [ -n "${MACOS_CARGO:-}" ]; then

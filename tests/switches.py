@@ -2,6 +2,7 @@
 """Every test program that has machines, with switches of the stand-in turned:
 
     switches.py presets             all that a host must put up with, many at once (`make switches`)
+    switches.py turns               each program in one of the presets by turns, which differ little (`make test`)
     switches.py each                each position alone (`make each-switch`, hours)
     switches.py POSITIONS...        once for each argument, which is as SQUIB_SIM takes it
 
@@ -80,7 +81,7 @@ def run(position, name, program):
 
 def positions(argument):
     """What an argument stands for."""
-    lists = {"presets": ["presets"], "each": []}
+    lists = {"presets": ["presets"], "turns": ["presets"], "each": []}
     if argument not in lists:
         return [argument]
     return cargo("run", "--locked", "-q", "-p", "squib-sim", "--example", "positions", "--", *lists[argument])
@@ -91,10 +92,12 @@ def main(arguments):
         sys.exit(__doc__)
     programs = built()
     turned = [position for argument in arguments for position in positions(argument)]
+    runs = [(position, *program) for program in programs for position in turned]
+    if arguments == ["turns"]:
+        runs = [(turned[n % len(turned)], *program) for n, program in enumerate(programs)]
     # The tests of one program take turns at its machine, so two programs keep two processors busy.
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
-        runs = [pool.submit(run, position, *program) for program in programs for position in turned]
-        done = [one.result() for one in runs]
+        done = list(pool.map(lambda one: run(*one), runs))
     print("\nseconds processors")
     for position, name, _, _, seconds, used in sorted(done, key=lambda one: -one[4]):
         print(f"{seconds:7.1f} {used:7.1f}  {position or 'default':32} {name}")

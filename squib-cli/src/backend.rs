@@ -45,7 +45,8 @@ pub fn connect(path: PathBuf, state: &Path, diffs: &[PathBuf], timeout: Duration
     let states = ChainStates::from_states(links.collect::<Result<_>>()?).about(state)?;
     let config = RemoteConfig::new(path);
     let answer_timeout = config.answer_timeout.min(timeout);
-    let config = RemoteConfig { patience: PATIENCE.min(timeout), answer_timeout, ..config };
+    let config =
+        RemoteConfig { patience: PATIENCE.min(timeout), exception_patience: timeout, answer_timeout, ..config };
     let source = Arc::new(RemoteSource::connect(config, states).map_err(|e| Error::Message(e.to_string()))?);
     let server = Server { source: Arc::downgrade(&source), timeout, away: None };
     Ok((RestoreBackend::Source(source), server))

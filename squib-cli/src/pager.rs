@@ -11,11 +11,14 @@ const PAGE: u64 = 16 << 10;
 /// The counters as one JSON object: the event `pager`.
 pub fn event(stats: &PagerStats) -> Value {
     let latency = |latency: &Latency| {
+        let buckets =
+            latency.spread.buckets().map(|(to, count)| json!({"to_us": to.as_micros() as u64, "count": count}));
         json!({
             "count": latency.count,
             "median_us": latency.median.as_secs_f64() * 1e6,
             "p99_us": latency.p99.as_secs_f64() * 1e6,
             "max_us": latency.max.as_secs_f64() * 1e6,
+            "histogram": buckets.collect::<Vec<_>>(),
         })
     };
     json!({
@@ -48,6 +51,11 @@ pub fn table(stats: &PagerStats) -> String {
     let latency = |l: &Latency| match l.count {
         0 => "-".to_owned(),
         n => format!("{n}: median {} us, 99 % {} us, longest {} us", micros(l.median), micros(l.p99), micros(l.max)),
+    };
+    let spread = |l: &Latency| {
+        let buckets: Vec<_> =
+            l.spread.buckets().map(|(to, count)| format!("{count} to {} us", to.as_micros())).collect();
+        if buckets.is_empty() { "-".to_owned() } else { buckets.join(", ") }
     };
     let bytes = |pages: u64| BinaryBytes(pages * PAGE);
     let rows = [
@@ -84,7 +92,9 @@ pub fn table(stats: &PagerStats) -> String {
             ),
         ),
         ("guest faults", latency(&stats.guest_latency)),
+        ("  spread", spread(&stats.guest_latency)),
         ("host faults", latency(&stats.host_latency)),
+        ("  spread", spread(&stats.host_latency)),
     ];
     rows.map(|(label, text)| format!("  {label:<16}{text}\n")).concat()
 }

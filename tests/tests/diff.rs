@@ -75,7 +75,7 @@ fn base_and_diffs_are_ram_at_every_pause() {
                     echo the work begins; work 0 & work 1 & wait";
     let mut config = with_disk(commands, 128, scratch_disk(disks.path()));
     config.cpus = 2;
-    snapshots(config, "the work begins", rounds(200, 600), Duration::from_millis(30));
+    snapshots(config, "the work begins", rounds(100, 600), Duration::from_millis(30));
 }
 
 /// One vCPU has a disk read into the same memory again and again, the other one makes diffs so large that reading them takes a while:
@@ -91,7 +91,7 @@ fn base_and_diffs_are_ram_while_a_disk_is_read() {
                     skip=$(((n=n+17)%360)) 2>/dev/null; echo 1 > /proc/sys/vm/drop_caches; done";
     let mut config = with_disk(commands, 160, DiskConfig { path, read_only: true });
     (config.cpus, config.dirty_granule) = (2, DirtyGranule::Page);
-    snapshots(config, "the reading begins", rounds(25, 200), Duration::from_millis(150));
+    snapshots(config, "the reading begins", rounds(16, 200), Duration::from_millis(150));
 }
 
 /// `stress-ng` on four vCPUs writes memory and disk, in a Debian root.
@@ -129,8 +129,8 @@ fn links(directory: &Path) -> usize {
 fn a_chain_grows_while_its_guest_runs() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let dir = directory.path().join("chain");
-    let outcome = counting(&dir, 60, 30).outcome().expect(0);
-    assert_eq!(counted(&outcome.console), all_to(30), "snapshots do not disturb the guest");
+    let outcome = counting(&dir, 40, 24).outcome().expect(0);
+    assert_eq!(counted(&outcome.console), all_to(24), "snapshots do not disturb the guest");
     let first = outcome.event("snapshot");
     assert!(first["parent"].is_null() && first["total_us"].as_u64() >= first["pause_us"].as_u64(), "{first}");
     let written = links(&dir);
@@ -140,7 +140,7 @@ fn a_chain_grows_while_its_guest_runs() {
     for (at, backend) in [(0, "map"), (1, "map"), (written - 1, "copy"), (written - 1, "file")] {
         let console = restore(at).option("--backend", backend).outcome().expect(0).console;
         let rest = counted(&console);
-        assert_eq!(rest.last(), Some(&60), "link {at}, {backend}: {console}");
+        assert_eq!(rest.last(), Some(&40), "link {at}, {backend}: {console}");
         assert!(rest.windows(2).all(|pair| pair[0] + 1 == pair[1]), "link {at}, {backend}: {console}");
     }
     restore(written).outcome().expect_error(&["has no link", &written.to_string()]);

@@ -63,7 +63,12 @@ fn written() -> Vec<u64> {
 #[test]
 fn every_write_is_in_the_diff_and_nothing_else_is() {
     let _turn = turn();
-    assert_eq!(all_ways_to_write(DirtyGranule::Page), written());
+    let mut found = all_ways_to_write(DirtyGranule::Page);
+    // Page 14 is invalidated (DC IVAC). Where that needs the right to write, and its fault does not tell what it was, it counts as written.
+    if std::env::var("SQUIB_SIM").is_ok_and(|switches| ["harsh", "lenient"].contains(&&*switches)) {
+        found.retain(|&page| page != 14);
+    }
+    assert_eq!(found, written());
     // All of it lies in the first block of 2 MiB.
     assert_eq!(all_ways_to_write(DirtyGranule::Block), (0..128).collect::<Vec<_>>());
 }

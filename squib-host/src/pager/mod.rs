@@ -43,7 +43,7 @@ pub use observe::{StreamEvent, StreamObserver};
 pub use probe::{BareFloor, LazyMemory, Toucher};
 pub use remote::{Images, Log, PageServer, RemoteConfig, RemoteSource, Stop};
 pub use source::{Origin, PageSource, SourceError, Unexplained};
-pub use stats::{Latency, PagerStats};
+pub use stats::{Latency, PagerStats, Spread};
 pub use working_set::WorkingSetFile;
 
 pub(crate) use net::Net;

@@ -68,7 +68,8 @@ impl Latencies {
         // Within the bounds: `record` saw to it.
         counts.filter(|&(_, count)| count > 0).for_each(|(at, count)| histogram.saturating_record_n(least(at), count));
         let at = |quantile| Duration::from_nanos(histogram.value_at_quantile(quantile));
-        Latency { count: histogram.len(), median: at(0.5), p99: at(0.99), max: Duration::from_nanos(histogram.max()) }
+        let max = Duration::from_nanos(histogram.max());
+        Latency { count: histogram.len(), median: at(0.5), p99: at(0.99), max, spread: Spread::of(&histogram) }
     }
 }
 
@@ -200,6 +201,32 @@ pub struct Latency {
     pub p99: Duration,
     /// The longest.
     pub max: Duration,
+    /// How they are spread.
+    pub spread: Spread,
+}
+
+/// Faults by how long they took: at most 1 us, more than that and at most 2 us, at most 4 us, and so on up to a minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spread([u64; SPREAD]);
+
+/// Buckets of a [`Spread`]: 2^26 us is more than the longest latency.
+const SPREAD: usize = 27;
+
+impl Spread {
+    fn of(histogram: &Histogram<u64>) -> Spread {
+        let mut spread = Spread::default();
+        for value in histogram.iter_recorded() {
+            let us = value.value_iterated_to().div_ceil(1000).max(1);
+            spread.0[us.next_power_of_two().ilog2() as usize] += value.count_since_last_iteration();
+        }
+        spread
+    }
+
+    /// The upper bound and the number of faults of each bucket that has any, the shortest first.
+    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let bounds = (0..SPREAD).map(|bucket| Duration::from_micros(1 << bucket));
+        bounds.zip(self.0).filter(|&(_, count)| count > 0)
+    }
 }
 
 /// What a pager has done so far. Pages are of 16 KiB.
@@ -286,5 +313,17 @@ mod tests {
         for (found, quantile) in [(summary.median, 0.5), (summary.p99, 0.99), (summary.max, 1.0)] {
             assert_eq!(found.as_nanos() as u64, histogram.value_at_quantile(quantile), "{quantile}");
         }
+        assert_eq!(summary.spread.buckets().map(|(_, count)| count).sum::<u64>(), summary.count);
+    }
+
+    #[test]
+    fn the_spread_has_a_bucket_for_each_power_of_two_of_microseconds() {
+        let latencies = Latencies::new();
+        // Two digits are kept: each of these is well inside its bucket.
+        for us in [0, 1, 2, 3, 3, 900, 60_000_000, 90_000_000] {
+            latencies.record(Duration::from_micros(us) * 9 / 10);
+        }
+        let found: Vec<_> = latencies.summary().spread.buckets().map(|(to, count)| (to.as_micros(), count)).collect();
+        assert_eq!(found, [(1, 2), (2, 1), (4, 2), (1024, 1), (1 << 26, 2)]);
     }
 }

@@ -268,26 +268,36 @@ fn a_page_that_a_fault_could_not_have_is_streamed_all_the_same() {
     assert_eq!((stats.prefetch_hits, stats.prefetch_untouched), (2, PAGES - 2), "{stats:?}");
 }
 
-/// Where the system has no mapping left to split the guest view once more, whole blocks are opened.
-#[test]
-fn scarce_mappings_cost_blocks_and_nothing_else() {
+/// Four threads bring pages when the system has no mapping left to split the guest view once more. Whole blocks are opened then; that
+/// of page 200 cannot be, since the page is damaged.
+fn with_scarce_mappings(bring: impl Fn(&LazyRam, &GuestMemory, u64, u64) + Sync) -> LazyRam {
     let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
-    let memory = lazy.ram.guest_memory().unwrap();
-    page_of(&memory, 1);
+    page_of(&lazy.ram.guest_memory().unwrap(), 1);
     lazy.ram.make_mappings_scarce();
     lazy.source.damaged.lock().unwrap().insert(200);
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let lazy = &lazy;
+            let (lazy, bring) = (&lazy, &bring);
             scope.spawn(move || {
                 let memory = lazy.ram.guest_memory().unwrap();
                 for page in [77, 0, 300 + thread, 127, 511 - thread] {
-                    assert_eq!(page_of(&memory, page), expected(&lazy.source, page));
+                    bring(lazy, &memory, thread, page);
                 }
             });
         }
     });
     assert_eq!(lazy.pager.stats().pages_missing, 128, "all but the block that is damaged, which nobody needed");
+    lazy
+}
+
+fn is_right(lazy: &LazyRam, memory: &GuestMemory, page: u64) {
+    assert_eq!(page_of(memory, page), expected(&lazy.source, page));
+}
+
+#[test]
+fn scarce_mappings_cost_blocks_and_nothing_else() {
+    let lazy = with_scarce_mappings(|lazy, memory, _, page| is_right(lazy, memory, page));
+    let memory = lazy.ram.guest_memory().unwrap();
     assert!(memory.read_obj::<u8>(GuestAddress(BASE + 200 * GRANULE)).is_err());
     assert!(memory.read_obj::<u8>(GuestAddress(BASE + 199 * GRANULE)).is_err(), "its block cannot be opened");
     assert_eq!(lazy.source.reads().0, 1);
@@ -313,30 +323,14 @@ fn scarce_mappings_do_not_keep_the_pager() {
 /// The same for the net, beside others.
 #[test]
 fn scarce_mappings_are_no_obstacle_to_the_net() {
-    let lazy = LazyRam::new(TestSource::pattern(PAGES), 1);
-    let memory = lazy.ram.guest_memory().unwrap();
-    page_of(&memory, 1);
-    lazy.ram.make_mappings_scarce();
-    lazy.source.damaged.lock().unwrap().insert(200);
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let lazy = &lazy;
-            scope.spawn(move || {
-                let memory = lazy.ram.guest_memory().unwrap();
-                for page in [77, 0, 300 + thread, 127, 511 - thread] {
-                    match thread % 2 {
-                        0 => assert_eq!(lazy.pager.exception(page * GRANULE), super::quiet::Caught::Resolved),
-                        _ => assert_eq!(page_of(&memory, page), expected(&lazy.source, page)),
-                    }
-                }
-            });
-        }
+    let lazy = with_scarce_mappings(|lazy, memory, thread, page| match thread % 2 {
+        0 => assert_eq!(lazy.pager.exception(page * GRANULE), super::quiet::Caught::Resolved),
+        _ => is_right(lazy, memory, page),
     });
-    assert_eq!(lazy.pager.stats().pages_missing, 128, "all but the block that is damaged, which nobody needed");
     for _ in 0..2 {
         assert_eq!(lazy.pager.exception(199 * GRANULE), super::quiet::Caught::Failed, "its block cannot be opened");
     }
-    assert_eq!(page_of(&memory, 383), expected(&lazy.source, 383));
+    is_right(&lazy, &lazy.ram.guest_memory().unwrap(), 383);
 }
 
 /// What the accessor was not asked for is caught, on threads that have guest memory, and counted.

@@ -90,8 +90,8 @@ fn from_server(fault: Option<Fault>) -> ! {
     let saved = Saved::new(6 * MIB, 0);
     let socket = saved.file("socket");
     let server = peer::Server::start(&socket, saved.ram.clone(), saved.links[0].2.0, Fault::None);
-    let (answer_timeout, patience) = (Duration::from_millis(50), Duration::from_millis(200));
-    let lazy = remote::lazy(&saved, RemoteConfig { answer_timeout, patience, ..RemoteConfig::new(&socket) });
+    let (answer_timeout, exception_patience) = (Duration::from_millis(50), Duration::from_millis(200));
+    let lazy = remote::lazy(&saved, RemoteConfig { answer_timeout, exception_patience, ..RemoteConfig::new(&socket) });
     match fault {
         Some(fault) => server.set(fault),
         None => drop(server),

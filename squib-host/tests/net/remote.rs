@@ -27,7 +27,7 @@ pub fn states(saved: &Saved) -> ChainStates {
 /// Gives up a request soon, a page only when a test hangs.
 fn patient(path: &Path) -> RemoteConfig {
     let answer_timeout = Duration::from_millis(200);
-    RemoteConfig { answer_timeout, patience: PATIENCE, ..RemoteConfig::new(path) }
+    RemoteConfig { answer_timeout, exception_patience: PATIENCE, ..RemoteConfig::new(path) }
 }
 
 pub fn lazy(saved: &Saved, config: RemoteConfig) -> LazyMemory {

@@ -31,15 +31,19 @@ pub struct RemoteConfig {
     /// For one read, over all connections; then it fails with [`SourceError::Unavailable`], or with [`SourceError::Wrong`] if the
     /// server gave wrong bytes last.
     pub patience: Duration,
+    /// As `patience`, for a page that code of this process touched without asking for it first. It cannot be told an error: the process
+    /// ends as with any other bad address.
+    pub exception_patience: Duration,
     /// Whether every page is compared with the state's checksums. Without that a server's word is taken.
     pub verify: bool,
 }
 
 impl RemoteConfig {
-    /// 5 s for each answer, 10 s for each read, every page checked.
+    /// 5 s for each answer, 10 s for each read, 60 s where an error would end the process; every page checked.
     pub fn new(path: impl Into<PathBuf>) -> RemoteConfig {
         let (answer_timeout, patience) = (Duration::from_secs(5), Duration::from_secs(10));
-        RemoteConfig { path: path.into(), answer_timeout, patience, verify: true }
+        let exception_patience = Duration::from_secs(60);
+        RemoteConfig { path: path.into(), answer_timeout, patience, exception_patience, verify: true }
     }
 }
 
@@ -104,7 +108,7 @@ impl RemoteSource {
         // The thread that connects keeps to the time; this is for a connect that blocks.
         let deadline = Instant::now() + 3 * config.answer_timeout;
         link.connect(deadline).map_err(|why| unavailable(&config, &why))?;
-        let lines = Lines::new(target, config.patience, net::THREADS);
+        let lines = Lines::new(target, config.exception_patience, net::THREADS);
         let lines = lines.map_err(|why| unavailable(&config, &why.to_string()))?;
         Ok(RemoteSource { config, plan, link, lines, received_quietly: AtomicU64::new(0), sums })
     }

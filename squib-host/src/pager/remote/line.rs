@@ -91,8 +91,8 @@ impl Lines {
         Ok(Lines { target, address, hello, patience, lines })
     }
 
-    /// Fills `buf`, which is a page or the last part of RAM, with the bytes at `offset`. As patient as the ordinary client. Also tells how
-    /// many bytes were received for it.
+    /// Fills `buf`, which is a page or the last part of RAM, with the bytes at `offset`. Also tells how many bytes were received for
+    /// it.
     pub(super) fn read(
         &self,
         plan: &Plan,
