@@ -17,7 +17,7 @@ SWITCHES ?= presets
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint scripts docs unit switches each-switch macos macos-only conformance-report difftest bench bench-diff
+.PHONY: help demo test test-kernels build check-host guest minimal-kernel root-disk deps fmt lint scripts docs unit checked switches each-switch macos macos-only conformance-report difftest bench bench-diff
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ docs: ## the API documentation, broken links are errors
 
 unit: ## cargo test alone; the guests must be there
 	$(CARGO) test --locked --workspace --no-fail-fast $(features)
+
+checked: ## the engine's tests with checks of overflow and of what unsafe functions ask for, which `make test` leaves out of the engine
+	$(CARGO) test --locked -p squib-sim -p squib-difftest --config 'profile.dev.package.squib-sim.overflow-checks=true' \
+	    --config 'profile.dev.package.squib-sim.debug-assertions=true'
 
 switches: ## the stand-in's switches many at once, until each was in every position, under every test that has machines
 	@FEATURES='$(features)' tests/switches.py $(SWITCHES)
