@@ -2,7 +2,7 @@
 """Every test program that has machines, with switches of the stand-in turned:
 
     switches.py presets             all that a host must put up with, many at once (`make switches`)
-    switches.py turns               each program in one of the presets by turns, which differ little (`make test`)
+    switches.py turns               each program in one of the presets by turns, which differ little; not those about files (`make test`)
     switches.py each                each position alone (`make each-switch`, hours)
     switches.py POSITIONS...        once for each argument, which is as SQUIB_SIM takes it
 
@@ -33,6 +33,8 @@ LEFT_OUT = {
     "tests/tests/mac_scripts.rs": "scripts",
     "tests/tests/macos_only/": "sources",
 }
+# For `turns`: what these tests look at are files, sockets and arguments; their machines do what those of other tests do.
+ABOUT_FILES = ("squib-cli/", "squib-host/tests/page_server/", "tests/tests/full_disk.rs", "tests/tests/page_server.rs")
 # The others come after these, which take longest.
 LONGEST = [f"tests/tests/{name}.rs" for name in ("lazy", "page_server", "snapshot", "diff", "full_disk", "dirty", "disk", "boot")]
 
@@ -94,6 +96,7 @@ def main(arguments):
     turned = [position for argument in arguments for position in positions(argument)]
     runs = [(position, *program) for program in programs for position in turned]
     if arguments == ["turns"]:
+        programs = [program for program in programs if not program[0].startswith(ABOUT_FILES)]
         runs = [(turned[n % len(turned)], *program) for n, program in enumerate(programs)]
     # The tests of one program take turns at its machine, so two programs keep two processors busy.
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
