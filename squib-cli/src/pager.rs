@@ -53,9 +53,8 @@ pub fn table(stats: &PagerStats) -> String {
         n => format!("{n}: median {} us, 99 % {} us, longest {} us", micros(l.median), micros(l.p99), micros(l.max)),
     };
     let spread = |l: &Latency| {
-        let buckets: Vec<_> =
-            l.spread.buckets().map(|(to, count)| format!("{count} to {} us", to.as_micros())).collect();
-        if buckets.is_empty() { "-".to_owned() } else { buckets.join(", ") }
+        let buckets: Vec<_> = l.spread.buckets().map(|(to, count)| format!("{} us: {count}", to.as_micros())).collect();
+        if buckets.is_empty() { "-".to_owned() } else { format!("up to {}", buckets.join(", ")) }
     };
     let bytes = |pages: u64| BinaryBytes(pages * PAGE);
     let rows = [
