@@ -94,10 +94,11 @@ def main(arguments):
         sys.exit(__doc__)
     programs = built()
     turned = [position for argument in arguments for position in positions(argument)]
-    runs = [(position, *program) for program in programs for position in turned]
     if arguments == ["turns"]:
         programs = [program for program in programs if not program[0].startswith(ABOUT_FILES)]
         runs = [(turned[n % len(turned)], *program) for n, program in enumerate(programs)]
+    else:
+        runs = [(position, *program) for program in programs for position in turned]
     # The tests of one program take turns at its machine, so two programs keep two processors busy.
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
         done = list(pool.map(lambda one: run(*one), runs))

@@ -151,6 +151,10 @@ struct Followed {
     protections: Protections,
     /// They have changed, and translations may be older.
     stale: bool,
+    /// Looks that were begun.
+    begun: AtomicU64,
+    /// The number of the one that `protections` are as of.
+    taken: AtomicU64,
 }
 
 impl Stage2 {
@@ -361,12 +365,28 @@ impl Followed {
     /// Looks at the host's memory; whether what the guest feels of it may have changed. That takes a while, in which no lock is held:
     /// who waits for it would hardly get a turn among vCPUs that run again and again.
     fn look(followed: &RwLock<Followed>) -> bool {
-        let part = read(followed).host_memory();
-        let now = Protections::read(part);
-        if now.is_as(&read(followed).protections) {
-            return false;
+        let (number, part) = read(followed).begin();
+        Followed::take(followed, number, Protections::read(part))
+    }
+
+    /// A look's number, and what is to be looked at.
+    fn begin(&self) -> (u64, Range<u64>) {
+        (self.begun.fetch_add(1, Ordering::SeqCst) + 1, self.host_memory())
+    }
+
+    /// Takes what a look saw, unless one that was begun later has been taken: that saw all that this one did, or what came after.
+    fn take(followed: &RwLock<Followed>, number: u64, now: Protections) -> bool {
+        {
+            let followed = read(followed);
+            if now.is_as(&followed.protections) {
+                followed.taken.fetch_max(number, Ordering::SeqCst);
+                return false;
+            }
         }
-        write(followed).protections = now;
+        let mut followed = write(followed);
+        if followed.taken.fetch_max(number, Ordering::SeqCst) < number {
+            followed.protections = now;
+        }
         true
     }
 

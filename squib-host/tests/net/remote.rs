@@ -24,10 +24,10 @@ pub fn states(saved: &Saved) -> ChainStates {
     ChainStates::open(&saved.links[0].0, &diffs).expect("a chain")
 }
 
-/// Gives up a request soon, a page only when a test hangs.
+/// Gives up a request soon, a page that somebody has asked for as soon, and one that was touched unasked only when a test hangs.
 fn patient(path: &Path) -> RemoteConfig {
-    let answer_timeout = Duration::from_millis(200);
-    RemoteConfig { answer_timeout, exception_patience: PATIENCE, ..RemoteConfig::new(path) }
+    let (answer_timeout, patience) = (Duration::from_millis(200), Duration::from_millis(200));
+    RemoteConfig { answer_timeout, patience, exception_patience: PATIENCE, ..RemoteConfig::new(path) }
 }
 
 pub fn lazy(saved: &Saved, config: RemoteConfig) -> LazyMemory {

@@ -93,3 +93,44 @@ proptest! {
         }
     }
 }
+
+/// Two vCPUs that look at the same time: what the one that began first saw does not undo what the other one saw later.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_older_look_at_the_hosts_memory_undoes_no_later_one() {
+    let stage2 = stage2(Config { host_mprotect: true, ..Config::default() });
+    let size = PAGE as usize;
+    // SAFETY: a new mapping at an address of the system's choice, which nothing else uses.
+    let host = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    assert_ne!(host, libc::MAP_FAILED);
+    let protect = |protection| {
+        // SAFETY: the mapping made above, which nobody touches.
+        assert_eq!(unsafe { libc::mprotect(host, size, protection) }, 0);
+    };
+    stage2.follow(0, PAGE, host as u64);
+    let followed = stage2.followed.as_ref().unwrap();
+    let felt = || read(followed).at(0);
+    let look = || {
+        let (number, part) = read(followed).begin();
+        (number, Protections::read(part))
+    };
+    let (readable, both) = (Perms::READ | Perms::EXEC, Perms::ALL);
+    assert_eq!(felt(), readable);
+    let (number, older) = look();
+    protect(libc::PROT_READ | libc::PROT_WRITE);
+    assert!(Followed::look(followed));
+    assert_eq!(felt(), both);
+    assert!(Followed::take(followed, number, older), "translations may still be older");
+    assert_eq!(felt(), both);
+    // The later one found nothing new, since it had been as before in the meantime.
+    protect(libc::PROT_READ);
+    let (number, older) = look();
+    protect(libc::PROT_READ | libc::PROT_WRITE);
+    assert!(!Followed::look(followed));
+    assert!(Followed::take(followed, number, older));
+    assert_eq!(felt(), both);
+    // SAFETY: the mapping made above.
+    assert_eq!(unsafe { libc::munmap(host, size) }, 0);
+}
